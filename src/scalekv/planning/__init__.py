@@ -1,0 +1,24 @@
+"""Planning: schedules, geometries, budgets, plans and profiles. Pure arithmetic; nothing here imports torch."""
+
+from scalekv.planning.budget import Budget, BudgetLike
+from scalekv.planning.geometry import CONVENTIONS, CacheGeometry, Convention
+from scalekv.planning.plan import CachePlan, HeadGroup, Moment
+from scalekv.planning.profile import Profile
+from scalekv.planning.schedule import Schedule, Segment
+from scalekv.planning.units import format_bytes, parse_bytes
+
+__all__ = [
+    "CONVENTIONS",
+    "Budget",
+    "BudgetLike",
+    "CacheGeometry",
+    "CachePlan",
+    "Convention",
+    "HeadGroup",
+    "Moment",
+    "Profile",
+    "Schedule",
+    "Segment",
+    "format_bytes",
+    "parse_bytes",
+]

@@ -1,0 +1,1 @@
+"""Profiles shipped with the package, one JSON file per known model."""
