@@ -72,15 +72,13 @@ class Budget:
             raise BudgetError(f"Cannot read the budget {text!r}; {_FORMS}.") from None
 
     def bytes_for(self, geometry: CacheGeometry) -> int:
-        """The limit in bytes for ``geometry``, rounded down, never above the lossless size."""
+        """The limit in bytes for ``geometry``, rounded down."""
         if self.nbytes is not None:
-            limit = self.nbytes
-        elif self.tokens is not None:
-            limit = int(self.tokens * geometry.token_bytes)
-        else:
-            assert self.fraction is not None
-            limit = int(self.fraction * geometry.lossless_bytes)
-        return min(limit, geometry.lossless_bytes)
+            return self.nbytes
+        if self.tokens is not None:
+            return int(self.tokens * geometry.token_bytes)
+        assert self.fraction is not None
+        return int(self.fraction * geometry.lossless_bytes)
 
     def __str__(self) -> str:
         if self.fraction is not None:

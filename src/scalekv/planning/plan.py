@@ -15,6 +15,12 @@ from scalekv.planning.geometry import CacheGeometry
 SELECTION_BYTES = 32
 """Bytes that choosing the survivors takes per candidate token of one head and one row (scores, marks, ranks)."""
 
+SCORING_BLOCK = 256
+"""Candidate keys that are widened to float32 together while scores are computed."""
+
+SCORING_LIMIT = 64 * 2**20
+"""Rows are scored together as long as their scratch stays under this many bytes; one row always is."""
+
 INDEX_BYTES = 8
 """Bytes of one survivor's index while survivors are copied."""
 
@@ -62,7 +68,8 @@ class CachePlan:
         layers: head groups of every layer; the groups of a layer partition its heads.
         strict: whether ``peak_bytes`` (rather than ``nominal_bytes``) was held under ``limit_bytes``.
         origin_bytes: bytes kept per token, head and row to remember where a token came from (0 or 4).
-        scoring_bytes: scratch per candidate token, head and row while one row is scored.
+        scoring_bytes: scratch per candidate token and head while one row is scored; 0 if scores need no keys.
+        observation: for every segment, the queries that score its candidates; empty for none anywhere.
 
     Raises:
         ValueError: heads not partitioned, or a capacity larger than what the layer can hold. A policy that builds
@@ -76,6 +83,7 @@ class CachePlan:
     strict: bool = False
     origin_bytes: int = 0
     scoring_bytes: int = 0
+    observation: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.layers) != self.geometry.layers:
@@ -153,7 +161,28 @@ class CachePlan:
                     now, later = self.group_bytes(group, segment), self.group_bytes(group, segment + 1)
                     peak = max(peak, held - now + self.working_bytes(group, segment))
                     held += later - now
+                peak += self.observed_bytes(segment)
                 yield Moment(segment, layer, before, max(peak, held), held)
+
+    def trims(self, segment: int) -> bool:
+        """Whether any head group drops tokens after ``segment``."""
+        tokens = self.geometry.schedule.tokens
+        return segment + 1 < len(tokens) and any(
+            0 < group.capacity[segment + 1] < group.capacity[segment] + tokens[segment]
+            for groups in self.layers
+            for group in groups
+        )
+
+    def observed_bytes(self, segment: int) -> int:
+        """Bytes of the observation queries of one layer, set aside while it works on ``segment``."""
+        queries = self.observation[segment] if self.observation and self.trims(segment) else 0
+        return queries * self.geometry.layer_token_bytes // 2
+
+    def gathered_bytes(self, group: HeadGroup, segment: int) -> int:
+        """Bytes of the current query, key and value of ``group`` where it is only part of a layer's heads."""
+        if len(group.heads) == self.geometry.heads:
+            return 0
+        return 3 * len(group.heads) * self.geometry.schedule.tokens[segment] * self.geometry.head_token_bytes // 2
 
     def working_bytes(self, group: HeadGroup, segment: int) -> int:
         """The most that ``group`` itself allocates during ``segment``.
@@ -168,10 +197,26 @@ class CachePlan:
         half = heads * self.geometry.head_token_bytes // 2
         origin = heads * rows * self.origin_bytes
         origins = origin * candidates if kept else 0
-        pool = 2 * half * candidates if held or kept == candidates else 0
+        pool = 2 * half * candidates if held or kept else 0
         moments = [(2 * half + origin) * held + origins, pool + origins + (half * held if pool else 0)]
         if 0 < kept < candidates:
-            choosing = heads * candidates * (SELECTION_BYTES + self.scoring_bytes)
             indices = heads * rows * kept * INDEX_BYTES
+            choosing = self.choosing_bytes(heads, candidates)
             moments.append(pool + origins + indices + max(choosing, half * kept))
-        return max(moments)
+        return max(moments) + self.gathered_bytes(group, segment)
+
+    def scored_rows(self, heads: int, candidates: int) -> int:
+        """Rows of ``heads`` heads that are scored together; a strict plan scores one by one."""
+        if self.strict:
+            return 1
+        return min(self.geometry.rows, max(1, SCORING_LIMIT // self._row_bytes(heads, candidates)))
+
+    def choosing_bytes(self, heads: int, candidates: int) -> int:
+        """Scratch for scoring ``candidates`` tokens of ``heads`` heads and choosing the survivors."""
+        return self.scored_rows(heads, candidates) * self._row_bytes(heads, candidates)
+
+    def _row_bytes(self, heads: int, candidates: int) -> int:
+        scoring = candidates * (SELECTION_BYTES + self.scoring_bytes)
+        if self.scoring_bytes:
+            scoring += min(SCORING_BLOCK, candidates) * self.geometry.head_dim * 4
+        return heads * scoring

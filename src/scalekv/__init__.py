@@ -1,0 +1,63 @@
+"""scalekv: the same picture from a visual autoregressive model in a tenth of the KV-cache memory.
+
+``import scalekv`` loads neither torch nor diffusers; names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from scalekv._version import __version__
+
+if TYPE_CHECKING:
+    from scalekv.cache import CacheReport, KVCache
+    from scalekv.calibration import calibrate
+    from scalekv.pipelines import InfinityPipeline, load_pipeline
+    from scalekv.planning import Budget, CacheGeometry, CachePlan, Profile, Schedule, Segment
+    from scalekv.policies import Full, Policy, Random, ScaleKV, SlidingWindow, StreamingLLM, make_policy
+
+_HOMES = {
+    "scalekv.planning": ("Budget", "CacheGeometry", "CachePlan", "Profile", "Schedule", "Segment"),
+    "scalekv.policies": (
+        "Full",
+        "Policy",
+        "Random",
+        "ScaleKV",
+        "SlidingWindow",
+        "StreamingLLM",
+        "make_policy",
+    ),
+    "scalekv.cache": ("CacheReport", "KVCache"),
+    "scalekv.calibration": ("calibrate",),
+    "scalekv.pipelines": ("InfinityPipeline", "load_pipeline"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Budget",
+    "CacheGeometry",
+    "CachePlan",
+    "CacheReport",
+    "Full",
+    "InfinityPipeline",
+    "KVCache",
+    "Policy",
+    "Profile",
+    "Random",
+    "ScaleKV",
+    "Schedule",
+    "Segment",
+    "SlidingWindow",
+    "StreamingLLM",
+    "__version__",
+    "calibrate",
+    "load_pipeline",
+    "make_policy",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'scalekv' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,6 @@
+"""Calibration: measure what a model's attention looks at, once per model and schedule."""
+
+from scalekv.calibration.calibrate import calibrate
+from scalekv.calibration.recording import AttentionStatistics, RecordingCache
+
+__all__ = ["AttentionStatistics", "RecordingCache", "calibrate"]

@@ -1,0 +1,55 @@
+"""Compression methods, one file each. A new method is one file here and one line in ``POLICIES``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scalekv.errors import InvalidInput
+from scalekv.planning import BudgetLike
+from scalekv.policies.base import Policy, SelectionView
+from scalekv.policies.full import Full
+from scalekv.policies.random import Random
+from scalekv.policies.scalekv import ScaleKV
+from scalekv.policies.sliding_window import SlidingWindow
+from scalekv.policies.streaming_llm import StreamingLLM
+
+POLICIES: dict[str, type[Policy]] = {
+    policy.name: policy for policy in (Full, ScaleKV, SlidingWindow, StreamingLLM, Random)
+}
+"""Every method by name."""
+
+
+def make_policy(name: str, budget: BudgetLike | None = None, **settings: Any) -> Policy:
+    """Build a policy by name.
+
+    Args:
+        name: a key of ``POLICIES``; hyphens and capitals do not matter.
+        budget: see :class:`Policy`; the method's default if ``None``.
+        settings: the method's other fields.
+
+    Raises:
+        InvalidInput: an unknown name (the message lists the known ones) or an unknown setting.
+    """
+    found = POLICIES.get(name.lower().replace("-", "_"))
+    if found is None:
+        raise InvalidInput(f"Unknown policy {name!r}; choose one of {', '.join(sorted(POLICIES))}.")
+    if budget is not None:
+        settings["budget"] = budget
+    try:
+        return found(**settings)
+    except TypeError as error:
+        known = ", ".join(found.__dataclass_fields__)
+        raise InvalidInput(f"Policy {found.name} does not take these settings ({error}); it has {known}.") from error
+
+
+__all__ = [
+    "POLICIES",
+    "Full",
+    "Policy",
+    "Random",
+    "ScaleKV",
+    "SelectionView",
+    "SlidingWindow",
+    "StreamingLLM",
+    "make_policy",
+]

@@ -1,0 +1,233 @@
+"""What every compression method is: a frozen dataclass that plans, and scores when something must go."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from scalekv.errors import BudgetError
+from scalekv.planning import (
+    Budget,
+    BudgetLike,
+    CacheGeometry,
+    CachePlan,
+    HeadGroup,
+    Profile,
+    Schedule,
+    Segment,
+    format_bytes,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Layers = tuple[tuple[HeadGroup, ...], ...]
+
+
+@dataclass(frozen=True)
+class SelectionView:
+    """What a policy sees when some rows of one head group must shrink to ``capacity`` tokens.
+
+    Args:
+        layer: layer index.
+        heads: indices of the group's heads.
+        schedule: the segments of the run.
+        segment: the segment that was just attended; its tokens are the last ``segment.tokens`` candidates.
+        capacity: tokens that will survive.
+        key: ``(rows, heads, tokens, head_dim)``, candidates in cache order: kept history, then the current segment.
+        value: ``(rows, heads, tokens, head_dim)``.
+        query: ``(rows, heads, observed, head_dim)``, the observation queries exactly as attention used them (logits
+            are ``query @ key^T``), or the bare projections if the policy asked for those; ``None`` if none were observed.
+        origin: ``(rows, heads, tokens)`` int32, each candidate's position in the whole sequence of all segments, if the
+            policy tracks origins; else ``None``.
+    """
+
+    layer: int
+    heads: tuple[int, ...]
+    schedule: Schedule
+    segment: Segment
+    capacity: int
+    key: Tensor
+    value: Tensor
+    query: Tensor | None = None
+    origin: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Number of candidates."""
+        return int(self.key.shape[-2])
+
+    @property
+    def history(self) -> int:
+        """Number of candidates that come from earlier segments."""
+        return self.tokens - self.segment.tokens
+
+
+@dataclass(frozen=True)
+class Policy(ABC):
+    """A compression method. Its fields are its hyper-parameters, so it prints, compares and serialises for free.
+
+    Args:
+        budget: share of the lossless cache (``"10%"``, ``0.1``), bytes (``"512MiB"``) or ``"650 tokens"``.
+        strict: hold the peak, scratch included, under the budget instead of the sum of capacities.
+    """
+
+    budget: BudgetLike = "10%"
+    strict: bool = False
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    summary: ClassVar[str]
+    tracks_origin: ClassVar[bool] = False
+    scoring_bytes: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        Budget.parse(self.budget)
+
+    @abstractmethod
+    def allocate(self, geometry: CacheGeometry, slots: int, profile: Profile | None) -> Layers:
+        """Divide ``slots`` (one slot holds one token of one head of one layer) at every boundary between segments.
+
+        Args:
+            geometry: the shape of the run.
+            slots: the pool; the capacities of all heads together never exceed it.
+            profile: calibration of this model and schedule, if there is one.
+
+        Returns:
+            Per layer its head groups with one capacity per segment.
+        """
+
+    def fewest_slots(self, geometry: CacheGeometry) -> int:
+        """The smallest pool the method works with: one token in every head unless it says otherwise."""
+        return geometry.layers * geometry.heads
+
+    def observation(self, segment: Segment) -> tuple[int, ...]:
+        """Positions in ``segment`` (raster order) whose queries score the candidates; none by default."""
+        return ()
+
+    @property
+    def projected_observation(self) -> bool:
+        """Whether scoring wants the bare query projection instead of the query attention uses."""
+        return False
+
+    def score(self, view: SelectionView) -> Tensor:
+        """Importance of every candidate, ``(rows, heads, tokens)`` float32; rows or heads may be 1 if all keep the same.
+
+        The ``view.capacity`` largest survive; among equals the older token.
+        """
+        raise TypeError(f"{self.name} planned to drop tokens but has no score")
+
+    def plan(self, geometry: CacheGeometry, profile: Profile | None = None) -> CachePlan:
+        """Decide what every layer holds at every segment.
+
+        Args:
+            geometry: the shape of the run.
+            profile: calibration of this model and schedule; policies that need none ignore it.
+
+        Raises:
+            BudgetError: nothing fits the budget; names the smallest feasible one.
+            ProfileError: the profile is for another model or schedule.
+        """
+        if profile is not None:
+            profile.check(geometry)
+        limit = Budget.parse(self.budget).bytes_for(geometry)
+        build = _PlanBuilder(self, geometry, profile)
+        plan = build.strict(limit) if self.strict else build.nominal(limit)
+        if plan is None:
+            kind = "strict budget" if self.strict else "budget"
+            raise BudgetError(
+                f"No {self.name} plan fits the {kind} of {Budget.parse(self.budget)} ({format_bytes(limit)}); the "
+                f"smallest feasible one for this model, size and batch is {build.smallest()}."
+            )
+        return plan
+
+    def settings(self) -> dict[str, Any]:
+        """The hyper-parameters by name, budget as text."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "budget": str(Budget.parse(self.budget))}
+
+
+class _PlanBuilder:
+    """Turns bytes into plans of one policy, geometry and profile."""
+
+    def __init__(self, policy: Policy, geometry: CacheGeometry, profile: Profile | None) -> None:
+        self.policy, self.geometry, self.profile = policy, geometry, profile
+        self.origin_bytes = 4 if policy.tracks_origin else 0
+        self.slot_bytes = geometry.head_token_bytes + geometry.rows * self.origin_bytes
+        self.all_slots = geometry.layers * geometry.heads * geometry.schedule.history_tokens
+        self.fewest = min(policy.fewest_slots(geometry), self.all_slots)
+
+    def _plan(self, slots: int, limit: int, rework: Callable[[Layers], Layers] | None = None) -> CachePlan:
+        layers = self.policy.allocate(self.geometry, slots, self.profile)
+        return CachePlan(
+            self.geometry,
+            self.policy.name,
+            limit,
+            rework(layers) if rework else layers,
+            strict=self.policy.strict,
+            origin_bytes=self.origin_bytes,
+            scoring_bytes=self.policy.scoring_bytes,
+            observation=tuple(len(self.policy.observation(segment)) for segment in self.geometry.schedule),
+        )
+
+    def _slots(self, limit: int) -> int:
+        """Slots that ``limit`` bytes hold; a limit of 100 % means every token, origin marks or not."""
+        if limit >= self.geometry.lossless_bytes:
+            return self.all_slots
+        return min(limit // self.slot_bytes, self.all_slots)
+
+    def nominal(self, limit: int) -> CachePlan | None:
+        slots = self._slots(limit)
+        return self._plan(slots, limit) if slots >= self.fewest else None
+
+    def strict(self, limit: int) -> CachePlan | None:
+        """The plan with most slots whose peak fits, trimming early only if that leaves room for more."""
+        plain = self._most(limit, None)
+        early = self._most(limit, trimmed_early)
+        return max((plan for plan in (plain, early) if plan), key=lambda plan: plan.nominal_bytes, default=None)
+
+    def _most(self, limit: int, rework: Callable[[Layers], Layers] | None) -> CachePlan | None:
+        best, low, high = None, self.fewest, self._slots(limit)
+        while low <= high:
+            middle = (low + high + 1) // 2
+            plan = self._plan(middle, limit, rework)
+            if plan.peak_bytes <= limit:
+                best, low = plan, middle + 1
+            else:
+                high = middle - 1
+        return best
+
+    def smallest(self) -> str:
+        """The smallest feasible budget as text."""
+        if not self.policy.strict:
+            return format_bytes(self.fewest * self.slot_bytes)
+        plans = [self._plan(self.fewest, 0, rework) for rework in (None, trimmed_early)]
+        return format_bytes(min(plan.peak_bytes for plan in plans))
+
+
+def trimmed_early(layers: Layers) -> Layers:
+    """Let layers that shrink at the next segment shrink one segment sooner [ours].
+
+    Layers are trimmed one after another, so growing layers peak before the shrinking ones make room (scalekv.md 6.4).
+    """
+
+    def sooner(capacity: Sequence[int]) -> tuple[int, ...]:
+        return (*(min(now, later) for now, later in zip(capacity, capacity[1:], strict=False)), capacity[-1])
+
+    return tuple(tuple(HeadGroup(group.heads, sooner(group.capacity)) for group in groups) for groups in layers)
+
+
+def dense(geometry: CacheGeometry, capacities: Sequence[Sequence[int]]) -> Layers:
+    """One head group per layer holding all heads; ``capacities[layer][segment]``."""
+    heads = tuple(range(geometry.heads))
+    return tuple((HeadGroup(heads, tuple(capacity)),) for capacity in capacities)
+
+
+def uniform(geometry: CacheGeometry, slots: int) -> Layers:
+    """The same capacity for every layer and head: what arrives is kept up to an equal share of the pool."""
+    share = slots // (geometry.layers * geometry.heads)
+    schedule = geometry.schedule
+    capacity = tuple(min(share, schedule.start(index)) for index in range(len(schedule)))
+    return dense(geometry, [capacity] * geometry.layers)

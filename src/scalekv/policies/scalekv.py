@@ -1,0 +1,134 @@
+"""ScaleKV: a large cache for drafters, a small one for refiners, decided per segment."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from scalekv.errors import InvalidInput, ProfileError
+from scalekv.planning import CacheGeometry, Profile, Segment
+from scalekv.policies.base import Layers, Policy, SelectionView, dense
+from scalekv.policies.observation import patch_centers
+from scalekv.policies.roles import PoolSplit, choose_drafters
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ScaleKV(Policy):
+    """Layers that spread attention over earlier scales (drafters) keep much, the others (refiners) share the rest.
+
+    Source: Li et al., "Memory-Efficient Visual Autoregressive Modeling with Scale-Aware KV Cache Compression",
+    arXiv 2505.19602 (NeurIPS 2025): roles from the Attention Selectivity Index (eq. 2, 3), tokens by the attention of 16
+    patch centres, which are always kept themselves (eq. 5). How the pool is divided at each segment is inferred from the
+    released capacities (scalekv.md 3.2) and generalised to any schedule, roles and budget [ours].
+
+    Published setting: ``ScaleKV(budget="650 tokens", exact_division=True)``, for 8B with ``refiner_floor=200``.
+
+    Args:
+        budget: see :class:`Policy`; the paper's 10 % is ``"650 tokens"`` at 1M pixels, 1:1.
+        strict: see :class:`Policy`.
+        scorer: ``"attention"`` sums the softmax attention of the window (eq. 5); ``"projection"`` is what the released
+            code computes instead: logits of bare query projections over sqrt(head_dim), without softmax.
+        pooling: ``"average"`` (paper), ``"max"`` (released code) or ``"none"`` [ours] along the kept sequence.
+        pool_width: odd width of the pool; 5 in the released code, the paper gives none.
+        centered: patch centres that suit sides which are no multiple of 8 [ours].
+        refiner_floor: least tokens of a refiner where drafters would take all; 200 reproduces 8B.
+        exact_division: only capacities that use the pool to the last token, as published; else drafters are
+            lossless where they can be and left-over tokens go to refiners in layer order [ours].
+        drafter_share: share of the trimmed (layer, segment) pairs that become drafters when the profile carries no
+            published roles; 1/15 is the published mean (24 of 360 pairs).
+
+    Raises:
+        InvalidInput: an unknown scorer or pooling, an even pool width, a negative floor or a share outside [0, 1].
+    """
+
+    scorer: Literal["attention", "projection"] = "attention"
+    pooling: Literal["average", "max", "none"] = "average"
+    pool_width: int = 5
+    centered: bool = False
+    refiner_floor: int = 0
+    exact_division: bool = False
+    drafter_share: float = 1 / 15
+
+    name: ClassVar[str] = "scalekv"
+    source: ClassVar[str] = "ScaleKV, arXiv 2505.19602 (NeurIPS 2025)"
+    summary: ClassVar[str] = "drafter layers keep much, refiner layers little; attention of patch centres scores"
+    scoring_bytes: ClassVar[int] = 72
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scorer not in ("attention", "projection"):
+            raise InvalidInput(f"scorer must be 'attention' or 'projection', got {self.scorer!r}.")
+        if self.pooling not in ("average", "max", "none"):
+            raise InvalidInput(f"pooling must be 'average', 'max' or 'none', got {self.pooling!r}.")
+        if self.pool_width < 1 or self.pool_width % 2 == 0:
+            raise InvalidInput(f"pool_width must be odd and at least 1, got {self.pool_width}.")
+        if self.refiner_floor < 0:
+            raise InvalidInput(f"refiner_floor must be 0 or more tokens, got {self.refiner_floor}.")
+        if not 0 <= self.drafter_share <= 1:
+            raise InvalidInput(f"drafter_share must lie in 0..1, got {self.drafter_share}.")
+
+    def allocate(self, geometry: CacheGeometry, slots: int, profile: Profile | None) -> Layers:
+        """Capacities per layer and segment; without a profile all layers are equal, and a warning says so."""
+        pool = slots // geometry.heads
+        drafters = self.drafters(geometry, pool, profile)
+        schedule, layers = geometry.schedule, geometry.layers
+        held = [0] * layers
+        capacities = [[0] for _ in range(layers)]
+        for index in range(1, len(schedule)):
+            available = [tokens + schedule[index - 1].tokens for tokens in held]
+            window = len(self.observation(schedule[index - 1]))
+            split = PoolSplit(pool, max(self.refiner_floor, window), self.exact_division)
+            held = split(available, drafters.get(index, ()))
+            for layer, capacity in enumerate(held):
+                capacities[layer].append(capacity)
+        return dense(geometry, capacities)
+
+    def drafters(self, geometry: CacheGeometry, pool: int, profile: Profile | None) -> dict[int, tuple[int, ...]]:
+        """Drafter layers by segment: the profile's published roles, else chosen from its ASI table."""
+        schedule = geometry.schedule
+        trimmed = [k for k in range(1, len(schedule)) if schedule.start(k) * geometry.layers > pool]
+        if not trimmed:
+            return {}
+        if profile is None:
+            warnings.warn(
+                "ScaleKV runs without a profile, so every layer gets the same capacity; "
+                "make one for this model and size with 'scalekv calibrate'.",
+                stacklevel=2,
+            )
+            return {}
+        if profile.roles is not None:
+            return dict(profile.roles)
+        if "asi" not in profile.statistics:
+            raise ProfileError(f"The profile for {profile.model} has neither roles nor an ASI table; calibrate again.")
+        return choose_drafters(profile.statistics["asi"], trimmed, self.drafter_share)
+
+    def observation(self, segment: Segment) -> tuple[int, ...]:
+        """The centres of 4 x 4 patches."""
+        return patch_centers(segment, self.centered)
+
+    @property
+    def projected_observation(self) -> bool:
+        """The compatibility scorer works on bare projections."""
+        return self.scorer == "projection"
+
+    def score(self, view: SelectionView) -> Tensor:
+        """Attention the window pays to each candidate, pooled; the window itself is never dropped."""
+        import torch.nn.functional as F
+
+        from scalekv.policies.scoring import window_attention, window_logits
+
+        window = [view.history + position for position in self.observation(view.segment)]
+        if self.scorer == "attention":
+            score = window_attention(view)
+        else:
+            score = window_logits(view).sum(-2).div_(view.key.shape[-1] ** 0.5)
+            score[..., window] = -float("inf")
+        if self.pooling != "none":
+            pool = F.avg_pool1d if self.pooling == "average" else F.max_pool1d
+            score = pool(score, self.pool_width, stride=1, padding=self.pool_width // 2)
+        score[..., window] = float("inf")
+        return score
