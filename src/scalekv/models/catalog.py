@@ -1,7 +1,7 @@
 """Known models by name: what a plan, a check or a download needs to know before any weight is read.
 
-Imports neither torch nor diffusers. A family adds its entries with :func:`register_model`; whoever asks by name or by
-shape finds them without a change.
+Imports neither torch nor diffusers. A family adds its entries with :func:`register_model`; whoever asks by name
+or by shape finds them without a change.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def model_spec(name: str) -> ModelSpec:
 
 
 def matching_models(family: str, layers: int, heads: int, width: int, bits: int) -> tuple[ModelSpec, ...]:
-    """Known models of exactly this shape; fine-tuned sizes of one network share it, so there may be several."""
+    """Known models of exactly this shape; one network trained at two sizes is two models."""
     shape = (family, layers, heads, width, bits)
     return tuple(
         spec

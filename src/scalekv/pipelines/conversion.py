@@ -1,0 +1,49 @@
+"""Official checkpoint files to a pipeline folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+
+def convert(
+    transformer: str | Path,
+    vae: str | Path,
+    destination: str | Path,
+    *,
+    model: str | None = None,
+    text_encoder: str | Path | None = None,
+    dtype: torch.dtype | str | None = None,
+    patchify: bool | None = None,
+    ema: bool = False,
+    max_shard_size: str = "5GB",
+    overwrite: bool = False,
+) -> Path:
+    """Write official Infinity files as a pipeline folder that :func:`load_pipeline` reads.
+
+    The folder appears whole or not at all: everything is written beside ``destination`` and renamed at the end.
+
+    Args:
+        transformer: ``.pth``, ``.safetensors`` or sharded folder of the transformer.
+        vae: ``.pth`` or ``.safetensors`` of the tokenizer.
+        destination: folder to make.
+        model: known name, such as ``infinity-2b``; default from the file name and the shapes. Sets the default size,
+            the sampling settings and the built-in profile.
+        text_encoder: folder or hub name of the T5 encoder. ``None`` leaves it out: the pipeline then takes
+            ``prompt_embeds``, or gets its encoder when it is loaded (``from_pretrained(..., text_encoder=...,
+            tokenizer=...)``).
+        dtype: of the transformer's blocks in the folder; default as stored.
+        patchify: whether a token covers 2 x 2 latent pixels; default from the tokenizer's width.
+        ema: take the averaged weights of a fine-tuning checkpoint.
+        max_shard_size: largest file of the transformer.
+        overwrite: replace an existing pipeline folder.
+
+    Returns:
+        ``destination``.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of another kind, or does not fit its partner.
+        InvalidInput: ``destination`` exists and ``overwrite`` is off, or an argument cannot be used.
+    """
+    raise NotImplementedError

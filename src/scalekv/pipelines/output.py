@@ -1,0 +1,35 @@
+"""What a pipeline call returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers.utils import BaseOutput
+
+from scalekv.cache import CacheReport
+from scalekv.planning import Schedule
+
+
+@dataclass
+class InfinityPipelineOutput(BaseOutput):
+    """Pictures and what drawing them took.
+
+    Args:
+        images: a list of PIL pictures (``"pil"``), an array (images, height, width, 3) of 0..1 (``"np"``), a tensor
+            (images, 3, height, width) of 0..1 (``"pt"``), or the summed codes (images, codebook_dim, latent height,
+            latent width) (``"latent"``). Images of one prompt are neighbours.
+        cache: planned and measured bytes of the KV cache; ``cache.seconds`` is the time of the whole call.
+        schedule: the segments that were drawn.
+        seeds: one per image, the initial seed of its generator; ``None`` where no generator was given. One generator
+            for several images repeats its seed.
+        truncated: indices of the prompts that were longer than the text encoder reads.
+        interrupted: whether ``pipeline.interrupt`` ended the call before the last segment.
+    """
+
+    images: Any
+    cache: CacheReport
+    schedule: Schedule
+    seeds: list[int | None]
+    truncated: list[int]
+    interrupted: bool = False
