@@ -53,7 +53,7 @@ def calibrate(
     """Measure a model on one schedule.
 
     Draws every prompt once with the full cache (seed ``seed + i`` for prompt ``i``) and averages the statistics of
-    :class:`RecordingCache` over prompts. The paper finds 10 prompts enough (scalekv.md 2.3).
+    :class:`RecordingCache` over prompts. The paper finds 10 prompts enough.
 
     Args:
         pipeline: the model.

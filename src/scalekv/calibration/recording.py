@@ -47,8 +47,8 @@ class RecordingCache(KVCache):
     Per (segment, layer), averaged over sampled queries, heads and images:
 
     * ``asi``: Attention Selectivity Index (ScaleKV eq. 2), per head ``mean_i(current) * mean_i(top-K' of history)``;
-    * ``current``, ``previous``, ``first``, ``others``: attention mass on the current segment, the one before it, the first
-      one, and all else (a segment that is both first and previous counts as first).
+    * ``current``, ``previous``, ``first``, ``others``: attention mass on the current segment, the one before it, the
+      first one, and all else (a segment that is both first and previous counts as first).
 
     Args:
         geometry: the shape of the run.

@@ -8,7 +8,7 @@ from scalekv.errors import InvalidInput
 from scalekv.planning.schedule import Schedule
 
 STOCK_KEY_BYTES = 4
-"""The published Infinity and VAR loops hold keys in float32 under autocast (scalekv.md 6.3)."""
+"""The published Infinity and VAR loops hold keys in float32 under autocast, values in 16 bit."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Convention:
     def cache_bytes(self, geometry: CacheGeometry, tokens: int | None = None) -> int:
         """Bytes of ``tokens`` tokens per head and layer (default: the full cache) in this convention.
 
-        ``L * h * D * T * (size_k + size_v) * B * G`` (scalekv.md 6.1).
+        ``L * h * D * T * (size_k + size_v) * B * G``.
         """
         schedule = geometry.schedule
         if tokens is None:
@@ -107,4 +107,4 @@ CONVENTIONS: dict[str, Convention] = {
     "16bit": Convention(2, 2, last_segment=False),
     "32bit": Convention(4, 4, last_segment=False),
 }
-"""Conventions by the name of the paper that counts so (scalekv.md 6.3, llm_baselines.md 1.1)."""
+"""Conventions by the name of the paper that counts so, read off their memory columns [inferred; exact for ScaleKV's]."""

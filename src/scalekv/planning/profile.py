@@ -33,7 +33,7 @@ class Profile:
         roles: drafter layers by segment index (0-based), where a paper published them; ``None`` lets the policy
             choose from the statistics.
         statistics: tables by name, ``statistics[name][segment][layer]``; ``"asi"`` is the Attention Selectivity
-            Index (scalekv.md 2.1).
+            Index (arXiv 2505.19602, eq. 2).
         details: how it was measured (prompts, seeds, settings, versions), for people.
 
     Raises:
@@ -83,7 +83,7 @@ class Profile:
     def adapted_to(self, schedule: Schedule) -> Profile:
         """This profile moved onto another schedule, segments matched by position from the last [ours].
 
-        Published roles are for one resolution only; late segments behave alike at every resolution (scalekv.md 3.3).
+        Published roles are for one resolution only; late segments behave alike at every resolution.
         A longer schedule repeats the earliest known segment.
         """
         if schedule == self.schedule:
@@ -154,7 +154,8 @@ class Profile:
         Raises:
             InvalidInput: the folder cannot be written.
         """
-        write_atomically(Path(path), (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+        entries = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in self.to_dict().items())
+        write_atomically(Path(path), ("{\n" + ",\n".join(entries) + "\n}\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:

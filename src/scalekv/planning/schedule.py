@@ -73,7 +73,7 @@ class Schedule:
         for index, shape in enumerate(shapes):
             if len(shape) not in (2, 3) or any(int(side) != side for side in shape):
                 raise ScheduleError(
-                    f"Segment {index} is {tuple(shape)!r}; expected (height, width) or (frames, height, width) in tokens."
+                    f"Segment {index} is {tuple(shape)!r}; expected (height, width) or (frames, height, width)."
                 )
             *frames, height, width = (int(side) for side in shape)
             segments.append(Segment(index, height, width, *frames))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from scalekv.errors import BudgetError
@@ -38,7 +39,7 @@ class SelectionView:
         capacity: tokens that will survive.
         key: ``(rows, heads, tokens, head_dim)``, candidates in cache order: kept history, then the current segment.
         value: ``(rows, heads, tokens, head_dim)``.
-        query: ``(rows, heads, observed, head_dim)``, the observation queries exactly as attention used them (logits
+        query: ``(rows, heads, observed, head_dim)``, the observation queries as attention used them (logits
             are ``query @ key^T``), or the bare projections if the policy asked for those; ``None`` if none were observed.
         origin: ``(rows, heads, tokens)`` int32, each candidate's position in the whole sequence of all segments, if the
             policy tracks origins; else ``None``.
@@ -113,7 +114,7 @@ class Policy(ABC):
         return False
 
     def score(self, view: SelectionView) -> Tensor:
-        """Importance of every candidate, ``(rows, heads, tokens)`` float32; rows or heads may be 1 if all keep the same.
+        """Importance of every candidate, ``(rows, heads, tokens)`` float32; rows or heads are 1 if all keep the same.
 
         The ``view.capacity`` largest survive; among equals the older token.
         """
@@ -210,11 +211,11 @@ class _PlanBuilder:
 def trimmed_early(layers: Layers) -> Layers:
     """Let layers that shrink at the next segment shrink one segment sooner [ours].
 
-    Layers are trimmed one after another, so growing layers peak before the shrinking ones make room (scalekv.md 6.4).
+    Layers are trimmed one after another, so growing layers peak before the shrinking ones make room.
     """
 
     def sooner(capacity: Sequence[int]) -> tuple[int, ...]:
-        return (*(min(now, later) for now, later in zip(capacity, capacity[1:], strict=False)), capacity[-1])
+        return (*(min(now, later) for now, later in pairwise(capacity)), capacity[-1])
 
     return tuple(tuple(HeadGroup(group.heads, sooner(group.capacity)) for group in groups) for groups in layers)
 

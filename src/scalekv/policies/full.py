@@ -11,7 +11,7 @@ from scalekv.policies.base import Layers, Policy, dense
 
 @dataclass(frozen=True)
 class Full(Policy):
-    """The full history of every layer, without the last segment, which nothing reads (scalekv.md 1.2).
+    """The full history of every layer, without the last segment, which nothing reads.
 
     Exact: the picture is that of the published loop, at 1.6 to 2.5 times fewer bytes.
 

@@ -1,4 +1,4 @@
-"""Which queries of the current segment judge the history (llm_baselines.md 1.2)."""
+"""Which queries of the current segment judge the history."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PATCHES = 4
 
 @lru_cache(maxsize=4096)
 def patch_centers(segment: Segment, centered: bool = False) -> tuple[int, ...]:
-    """Raster positions of the centres of a 4 x 4 grid of patches (scalekv.md 4.1).
+    """Raster positions of the centres of a 4 x 4 grid of patches (ScaleKV, arXiv 2505.19602, and its code).
 
     Args:
         segment: the current map; height and width are treated apart, a side below 4 uses every row or column.

@@ -18,7 +18,7 @@ class Random(Policy):
 
     The number is a hash of (seed, layer, head, position in the whole sequence), so it does not depend on the batch, the
     device or the sampling noise, and the kept sets are nested: a smaller budget keeps a subset, and every kept set is a
-    uniform sample of everything seen [ours, llm_baselines.md 2].
+    uniform sample of everything seen [ours].
 
     Args:
         budget: see :class:`Policy`.

@@ -18,7 +18,7 @@ def z_scores(asi: Sequence[float]) -> list[float]:
 def choose_drafters(
     asi: Sequence[Sequence[float]], segments: Sequence[int], share: float
 ) -> dict[int, tuple[int, ...]]:
-    """The (layer, segment) pairs with the smallest Z, over all given segments together (scalekv.md 2.2).
+    """The (layer, segment) pairs with the smallest Z, over all given segments together (ScaleKV section 3).
 
     Args:
         asi: ``asi[segment][layer]``, averaged over prompts.
@@ -57,7 +57,7 @@ def share_evenly(available: Sequence[int], pool: int) -> list[int]:
 
 @dataclass(frozen=True)
 class PoolSplit:
-    """The pool of one segment boundary divided between drafters and refiners (scalekv.md 3.2, 3.3).
+    """The pool of one segment boundary divided between drafters and refiners [inferred from released capacities].
 
     Args:
         pool: tokens that all layers together may hold.

@@ -21,9 +21,9 @@ class ScaleKV(Policy):
     """Layers that spread attention over earlier scales (drafters) keep much, the others (refiners) share the rest.
 
     Source: Li et al., "Memory-Efficient Visual Autoregressive Modeling with Scale-Aware KV Cache Compression",
-    arXiv 2505.19602 (NeurIPS 2025): roles from the Attention Selectivity Index (eq. 2, 3), tokens by the attention of 16
-    patch centres, which are always kept themselves (eq. 5). How the pool is divided at each segment is inferred from the
-    released capacities (scalekv.md 3.2) and generalised to any schedule, roles and budget [ours].
+    arXiv 2505.19602 (NeurIPS 2025): roles from the Attention Selectivity Index (eq. 2, 3), tokens by the attention of
+    16 patch centres, which are always kept themselves (eq. 5). How the pool is divided at each segment is inferred from
+    the released capacities, and generalised to any schedule, roles and budget [ours].
 
     Published setting: ``ScaleKV(budget="650 tokens", exact_division=True)``, for 8B with ``refiner_floor=200``.
 

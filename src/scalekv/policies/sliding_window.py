@@ -17,7 +17,7 @@ class SlidingWindow(Policy):
     """Keep the last ``capacity`` tokens in cache order, equally many in every layer and head.
 
     Source: the sliding-window baseline of ScaleKV's comparison (arXiv 2505.19602, table 1). "Last" is the end of the
-    current segment in raster order, since positions are never renumbered [ours, llm_baselines.md 1].
+    current segment in raster order, since positions are never renumbered [ours].
     """
 
     name: ClassVar[str] = "sliding_window"

@@ -18,7 +18,7 @@ class StreamingLLM(Policy):
     """Keep the attention sinks (the first segments) and fill up with the newest tokens.
 
     Source: Xiao et al., arXiv 2309.17453: four sink tokens and a window. Here the sinks are whole first segments
-    [ours, llm_baselines.md 2]: 2 segments are 1 + 4 tokens in Infinity. Where the sinks alone exceed the capacity, the
+    [ours]: 2 segments are 1 + 4 tokens in Infinity. Where the sinks alone exceed the capacity, the
     oldest are kept.
 
     Args:
