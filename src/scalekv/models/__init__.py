@@ -1,0 +1,1 @@
+"""Networks, tokenizers and schedules per model family. Subpackages load lazily; this file imports nothing."""

@@ -1,0 +1,835 @@
+"""The Infinity transformer: bitwise next-scale prediction with cross attention to text (Han et al., 2024).
+
+Module names equal the keys of the published checkpoints, so their state dicts load without renaming. Self attention
+hands its keys and values to a cache and knows nothing about what the cache keeps.
+
+Layouts: streams are (rows, tokens, width), attention states (rows, heads, tokens, head_dim). Rows hold the B conditional
+prompts first, then, with guidance, the B unconditional ones. Text is compact: the tokens of all rows one after another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from scalekv.errors import InvalidInput
+from scalekv.models.infinity.rope import ROPE_MODES, RopeTables, rope_tables, rotate
+from scalekv.planning import Schedule, Segment
+
+MAX_SEGMENTS = 15
+"""Rows of the level embedding: no published Infinity model draws longer schedules."""
+
+_MAX_LOG_SCALE = math.log(100)
+
+ProjectedQuery = Callable[[Tensor], Tensor]
+
+
+class AttentionCache(Protocol):
+    """What the network asks of a cache; ``scalekv.cache.KVCache`` is one."""
+
+    def begin(self, segment: Segment) -> None:
+        """Start ``segment``; every layer attends once before the next one begins."""
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        projected_query: ProjectedQuery | None = None,
+    ) -> Tensor:
+        """Attend (softmax scale 1, no mask) to the history of ``layer`` and the current segment."""
+
+
+def widen(states: Tensor) -> Tensor:
+    """``states`` in at least float32."""
+    return states.float() if states.element_size() < 4 else states
+
+
+class TextCondition:
+    """The text of one generation: features going in, everything the network derives from them once.
+
+    Made by ``InfinityTransformer.prepare_text`` and filled by the first ``forward`` that sees it, so that weights are
+    only touched inside ``forward``, where offload hooks have put them on the device. Opaque to callers, and bound to
+    the weights that filled it.
+
+    Attributes:
+        batch: prompts B.
+        guided: whether unconditional rows follow the conditional ones.
+        lengths: text tokens of every row.
+        pooled: (rows, width) pooled text, None until filled.
+        tokens: (sum of lengths, width) projected text, None until filled.
+        modulation: (rows, 1, 6, width) shared adaptive-norm vectors; None until filled, or if every block has its own.
+    """
+
+    def __init__(self, features: list[Tensor], negative: list[Tensor] | None, guided: bool) -> None:
+        self.batch = len(features)
+        self.guided = guided
+        self._features = features
+        self._negative = negative
+        tail = [] if not guided else features if negative is None else negative
+        self.lengths = tuple(len(row) for row in [*features, *tail])
+        self.pooled: Tensor | None = None
+        self.tokens: Tensor | None = None
+        self.modulation: Tensor | None = None
+        self.layers: dict[int, LayerText] = {}
+        self._groups: dict[torch.device, list[TextGroup]] = {}
+
+    @property
+    def rows(self) -> int:
+        """Rows run through the network: B, or 2B with guidance."""
+        return len(self.lengths)
+
+    def compact_features(self, unconditional: Tensor) -> Tensor:
+        """(sum of lengths, text_channels): conditional rows, then negative ones or the head of ``unconditional``."""
+        rows = list(self._features)
+        if self.guided and self._negative is not None:
+            rows += self._negative
+        elif self.guided:
+            rows += [unconditional[: len(row)].to(row.dtype) for row in self._features]
+        return torch.cat([row.to(unconditional.device) for row in rows])
+
+    def groups(self, device: torch.device) -> list[TextGroup]:
+        """Rows of equal text length, so that each group is one attention call without padding or mask."""
+        if device not in self._groups:
+            starts = [sum(self.lengths[:row]) for row in range(self.rows)]
+            groups = []
+            for length in sorted(set(self.lengths)):
+                rows = [row for row in range(self.rows) if self.lengths[row] == length]
+                places = [starts[row] + offset for row in rows for offset in range(length)]
+                indices = torch.tensor(rows, device=device), torch.tensor(places, device=device)
+                groups.append(TextGroup(*indices, len(rows), length))
+            self._groups[device] = groups
+        return self._groups[device]
+
+
+class TextGroup:
+    """Rows whose text has the same length.
+
+    Args:
+        rows: (n,) row indices.
+        places: (n * length,) indices into the compact text.
+        count: n.
+        length: tokens of each row.
+    """
+
+    def __init__(self, rows: Tensor, places: Tensor, count: int, length: int) -> None:
+        self.rows = rows
+        self.places = places
+        self.count = count
+        self.length = length
+
+
+class LayerText:
+    """What one block keeps about the text over all segments of a generation.
+
+    Args:
+        keys: per group (n, heads, length, head_dim).
+        values: per group (n, heads, length, head_dim).
+        modulation: (rows, 1, 6, width), the block's adaptive-norm vectors.
+    """
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], modulation: Tensor) -> None:
+        self.keys = keys
+        self.values = values
+        self.modulation = modulation
+
+
+class WideLinear(nn.Linear):
+    """A linear map evaluated in at least float32, whatever dtype its weights are kept in."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        bias = None if self.bias is None else widen(self.bias)
+        return F.linear(widen(states), widen(self.weight), bias)
+
+
+class WideLayerNorm(nn.LayerNorm):
+    """An affine layer norm evaluated in at least float32."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        weight, bias = widen(self.weight), widen(self.bias)
+        return F.layer_norm(widen(states), self.normalized_shape, weight, bias, self.eps)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm evaluated in at least float32.
+
+    Args:
+        channels: size of the last dimension.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Normalise the last dimension and scale it by ``weight``."""
+        return rms_normalize(widen(states), self.eps) * widen(self.weight)
+
+
+def rms_normalize(states: Tensor, eps: float) -> Tensor:
+    """``states`` over the root of their mean square along the last dimension."""
+    return states * torch.rsqrt(states.square().mean(-1, keepdim=True) + eps)
+
+
+class UnitWeight(nn.Module):
+    """A buffer of ones that checkpoints of RMS-normed models carry; adaptive norms have no weight of their own."""
+
+    weight: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(channels))
+
+
+def affine_norm(channels: int, eps: float, rms_norm: bool) -> nn.Module:
+    """The learned norm of this model family: RMS norm or layer norm."""
+    return RMSNorm(channels, eps) if rms_norm else WideLayerNorm(channels, eps=eps)
+
+
+def adaptive_norm(states: Tensor, scale: Tensor, shift: Tensor, eps: float, rms_norm: bool) -> Tensor:
+    """Normalise ``states`` without learned weights, then ``* (1 + scale) + shift``, in at least float32."""
+    states = widen(states)
+    normed = rms_normalize(states, eps) if rms_norm else F.layer_norm(states, states.shape[-1:], eps=eps)
+    return normed * (1 + scale) + shift
+
+
+def attend_text(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Softmax attention, all (rows, heads, tokens, head_dim), logits divided by sqrt(head_dim)."""
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+class SelfAttention(nn.Module):
+    """Self attention over the cache and the current segment.
+
+    Args:
+        width: channels C.
+        num_heads: heads H.
+        cos_attn: unit-norm queries and keys with a learned temperature per head; else logits over sqrt(head_dim) * tau.
+        tau: softmax temperature without ``cos_attn``.
+    """
+
+    zero_k_bias: Tensor
+
+    def __init__(self, width: int, num_heads: int, cos_attn: bool, tau: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = width // num_heads
+        self.cos_attn = cos_attn
+        self.scale = 1 / math.sqrt(self.head_dim) / tau
+        if cos_attn:
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, num_heads, 1, 1), 4.0).log())
+        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("zero_k_bias", torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, states: Tensor, layer: int, cos: Tensor, sin: Tensor, cache: AttentionCache) -> Tensor:
+        """Attend with (rows, tokens, width) ``states`` as ``layer`` of the network; same shape back."""
+
+        def projected_query(positions: Tensor) -> Tensor:
+            chosen = states.index_select(1, positions.to(states.device))
+            return self._split_heads(self.mat_qkv(chosen).chunk(3, dim=-1)[0])
+
+        query, key, value = self._project(states, cos, sin)
+        out = cache.attend(layer, query, key, value, projected_query=projected_query)
+        del query, key, value
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def _split_heads(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def _project(self, states: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # The bias is added outside of the linear map so that quantised replacements of nn.Linear fit.
+        query, key, value = self.mat_qkv(states).chunk(3, dim=-1)
+        value = self._split_heads(value + self.v_bias).contiguous()
+        query = self._split_heads(widen(query) + widen(self.q_bias))
+        key = self._split_heads(widen(key) + widen(self.zero_k_bias))
+        if self.cos_attn:
+            factor = widen(self.scale_mul_1H11).clamp_max(_MAX_LOG_SCALE).exp()
+            query = F.normalize(query, dim=-1, eps=1e-12) * factor
+            key = F.normalize(key, dim=-1, eps=1e-12)
+        else:
+            query = query * self.scale
+        return rotate(query, cos, sin).to(value.dtype), rotate(key, cos, sin).to(value.dtype), value
+
+
+class TextAttention(nn.Module):
+    """Attention to the text: of image tokens (``pool=False``), or of one learned query per head (``pool=True``).
+
+    Args:
+        width: channels of queries and output.
+        text_width: channels of the text it reads.
+        num_heads: heads.
+        pool: whether the query is learned.
+    """
+
+    zero_k_bias: Tensor
+
+    def __init__(self, width: int, text_width: int, num_heads: int, pool: bool = False) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = width // num_heads
+        if pool:
+            learned = torch.randn(1, num_heads, self.head_dim) * math.sqrt(1 / width / 3)
+            self.mat_q: nn.Parameter | nn.Linear = nn.Parameter(learned)
+        else:
+            self.mat_q = nn.Linear(width, width)
+        self.mat_kv = nn.Linear(text_width, 2 * width, bias=False)
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("zero_k_bias", torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def project_text(self, text: Tensor, groups: list[TextGroup]) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of compact ``text`` (tokens, text_width), per group (n, heads, length, head_dim)."""
+        pair = self.mat_kv(text.to(self.v_bias.dtype)) + torch.cat((self.zero_k_bias, self.v_bias))
+        keys, values = [], []
+        for group in groups:
+            chosen = pair[group.places].unflatten(0, (group.count, group.length))
+            key, value = chosen.unflatten(-1, (2, self.num_heads, self.head_dim)).unbind(2)
+            keys.append(key.transpose(1, 2).contiguous())
+            values.append(value.transpose(1, 2).contiguous())
+        return keys, values
+
+    def pool(self, text: Tensor, condition: TextCondition) -> Tensor:
+        """Pool compact ``text`` (tokens, text_width) to one (rows, width) vector per row."""
+        groups = condition.groups(text.device)
+        keys, values = self.project_text(text, groups)
+        assert isinstance(self.mat_q, Tensor)
+        learned = self.mat_q.transpose(0, 1)[None]
+        query = learned.expand(condition.rows, -1, -1, -1).to(self.v_bias.dtype)
+        return self.proj(self._attend(query, keys, values, groups).flatten(1))
+
+    def forward(self, states: Tensor, text: LayerText, groups: list[TextGroup]) -> Tensor:
+        """Attend with (rows, tokens, width) ``states`` to each row's own text; same shape back."""
+        assert isinstance(self.mat_q, nn.Linear)
+        query = self.mat_q(states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        out = self._attend(query, text.keys, text.values, groups)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    @staticmethod
+    def _attend(query: Tensor, keys: list[Tensor], values: list[Tensor], groups: list[TextGroup]) -> Tensor:
+        if len(groups) == 1:
+            return attend_text(query, keys[0], values[0])
+        out = torch.empty_like(query)
+        for group, key, value in zip(groups, keys, values, strict=True):
+            out[group.rows] = attend_text(query[group.rows], key, value)
+        return out
+
+
+class TextPool(nn.Module):
+    """Pools the text to the vector that starts the image and steers every norm.
+
+    Args:
+        width: channels of the vector.
+        text_channels: channels of the text features; heads are 128 channels of it (64 in models wider than 4096).
+    """
+
+    def __init__(self, width: int, text_channels: int) -> None:
+        super().__init__()
+        self.ca = TextAttention(width, text_channels, pool_heads(width, text_channels), pool=True)
+
+    def forward(self, text: Tensor, condition: TextCondition) -> Tensor:
+        """Pool compact ``text`` (tokens, text_channels) to (rows, width)."""
+        return self.ca.pool(text, condition)
+
+
+def pool_heads(width: int, text_channels: int) -> int:
+    """Heads of the text pool; not the heads of the network (infinity/models/infinity.py, restated)."""
+    return text_channels // (64 if width > 4096 else 128)
+
+
+def feed_forward_width(width: int, mlp_ratio: float, swiglu: bool = False) -> int:
+    """Hidden channels of the feed-forward layer: ``width * mlp_ratio`` to the nearest 256, halves to even.
+
+    The rounding matters: 2080 * 4 gives 8192, 3360 * 4 gives 13312. A product that rounds to 0 falls back to ``width``.
+    SwiGLU models take two thirds of it, again to the nearest 256.
+    """
+    hidden = 256 * round(width * mlp_ratio / 256)
+    if swiglu:
+        return 256 * round(2 * hidden / 3 / 256)
+    return hidden or width
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a tanh-approximated GELU between.
+
+    Args:
+        width: channels in and out.
+        hidden: channels between.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map (..., width) to the same shape."""
+        return self.fc2(F.gelu(self.fc1(states), approximate="tanh"))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer without biases.
+
+    Args:
+        width: channels in and out.
+        hidden: channels between.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fcg = nn.Linear(width, hidden, bias=False)
+        self.fc1 = nn.Linear(width, hidden, bias=False)
+        self.fc2 = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map (..., width) to the same shape."""
+        return self.fc2(F.silu(self.fcg(states)) * self.fc1(states))
+
+
+class InfinityBlock(nn.Module):
+    """Self attention, cross attention to text, feed-forward; the first and last steered by the pooled text.
+
+    Args:
+        layer: position in the network, from 0.
+        width: channels C.
+        num_heads: heads of both attentions.
+        hidden: channels inside the feed-forward layer.
+        norm_eps: epsilon of every norm.
+        shared_aln: the adaptive-norm vectors come from one map shared by all blocks; else each block has its own.
+        rms_norm: RMS norms instead of layer norms.
+        swiglu: gated feed-forward layer.
+        cos_attn: see `SelfAttention`.
+        tau: see `SelfAttention`.
+        layer_scale: initial value of the learned factor on cross attention; negative for no such factor.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        width: int,
+        num_heads: int,
+        hidden: int,
+        norm_eps: float = 1e-6,
+        shared_aln: bool = True,
+        rms_norm: bool = False,
+        swiglu: bool = False,
+        cos_attn: bool = True,
+        tau: float = 1.0,
+        layer_scale: float = -1.0,
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.norm_eps = norm_eps
+        self.rms_norm = rms_norm
+        self.shared_aln = shared_aln
+        self.sa = SelfAttention(width, num_heads, cos_attn, tau)
+        self.ca = TextAttention(width, width, num_heads)
+        self.ffn = SwiGLU(width, hidden) if swiglu else FeedForward(width, hidden)
+        self.ca_norm = affine_norm(width, norm_eps, rms_norm)
+        if rms_norm:
+            self.ln_wo_grad = UnitWeight(width)
+        if shared_aln:
+            self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, width) / math.sqrt(width))
+        else:
+            self.ada_lin = nn.Sequential(nn.SiLU(), WideLinear(width, 6 * width))
+        self.ca_gamma = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale >= 0 else None
+
+    def forward(
+        self, states: Tensor, condition: TextCondition, cos: Tensor, sin: Tensor, cache: AttentionCache
+    ) -> Tensor:
+        """Refine the stream.
+
+        Args:
+            states: (rows, tokens, width), at least float32.
+            condition: the filled text.
+            cos: (tokens, head_dim / 2).
+            sin: (tokens, head_dim / 2).
+            cache: where keys and values go.
+
+        Returns:
+            (rows, tokens, width), the dtype of ``states``.
+        """
+        dtype = self.sa.q_bias.dtype
+        text, groups = self._text(condition, states.device), condition.groups(states.device)
+        gate1, gate2, scale1, scale2, shift1, shift2 = text.modulation.unbind(2)
+        normed = adaptive_norm(states, scale1, shift1, self.norm_eps, self.rms_norm).to(dtype)
+        states = states + gate1 * self.sa(normed, self.layer, cos, sin, cache)
+        crossed = self.ca(self.ca_norm(states).to(dtype), text, groups)
+        states = states + (crossed if self.ca_gamma is None else crossed * widen(self.ca_gamma))
+        normed = adaptive_norm(states, scale2, shift2, self.norm_eps, self.rms_norm).to(dtype)
+        return states + gate2 * self.ffn(normed)
+
+    def _text(self, condition: TextCondition, device: torch.device) -> LayerText:
+        kept = condition.layers.get(self.layer)
+        if kept is None:
+            assert condition.pooled is not None
+            assert condition.tokens is not None
+            if self.shared_aln:
+                assert condition.modulation is not None
+                modulation = widen(self.ada_gss) + condition.modulation.to(device)
+            else:
+                modulation = self.ada_lin(condition.pooled.to(device)).unflatten(-1, (1, 6, -1))
+            keys, values = self.ca.project_text(condition.tokens.to(device), condition.groups(device))
+            kept = condition.layers[self.layer] = LayerText(keys, values, modulation)
+        return kept
+
+
+class BlockChunk(nn.Module):
+    """Some consecutive blocks; published checkpoints group theirs so, and the name is part of their keys.
+
+    Args:
+        blocks: the blocks of this chunk.
+    """
+
+    def __init__(self, blocks: Sequence[InfinityBlock]) -> None:
+        super().__init__()
+        self.module = nn.ModuleList(blocks)
+
+
+class HeadNorm(nn.Module):
+    """The adaptive norm before the head.
+
+    Args:
+        width: channels C.
+        norm_eps: epsilon.
+        rms_norm: RMS norm instead of layer norm.
+    """
+
+    def __init__(self, width: int, norm_eps: float, rms_norm: bool) -> None:
+        super().__init__()
+        self.norm_eps = norm_eps
+        self.rms_norm = rms_norm
+        self.ada_lin = nn.Sequential(nn.SiLU(), WideLinear(width, 2 * width))
+        if rms_norm:
+            self.ln_wo_grad = UnitWeight(width)
+
+    def forward(self, states: Tensor, pooled: Tensor) -> Tensor:
+        """Norm (rows, tokens, width) ``states``, steered by ``pooled`` (rows, width)."""
+        scale, shift = self.ada_lin(pooled)[:, None].chunk(2, dim=-1)
+        return adaptive_norm(states, scale, shift, self.norm_eps, self.rms_norm)
+
+
+def unconditional_rows(text_maxlen: int, text_channels: int) -> Tensor:
+    """The published initial rows of the unconditional text, (text_maxlen, text_channels) float32; deterministic."""
+    rows = torch.empty(text_maxlen, text_channels, device="cpu")
+    nn.init.trunc_normal_(rows, std=1.2, generator=torch.Generator("cpu").manual_seed(0))
+    return (rows / math.sqrt(text_channels)).to(torch.empty(0).device)
+
+
+def guidance_layers(cfg_insertion_layer: Sequence[int], depth: int) -> tuple[frozenset[int], bool]:
+    """Read where guidance is mixed in: the layers whose output is mixed, and whether logits are.
+
+    0 mixes the logits. A negative j mixes the output of layer ``depth + j``, which must not be the first. 1 is accepted
+    and mixes nothing, as in the published loop. Several entries combine.
+
+    Raises:
+        InvalidInput: not a sequence, or an entry that names no place.
+    """
+    if isinstance(cfg_insertion_layer, int):
+        raise InvalidInput(f"cfg_insertion_layer is a list such as [0], got the bare number {cfg_insertion_layer}.")
+    for entry in cfg_insertion_layer:
+        if entry > 1 or depth + entry <= 0:
+            raise InvalidInput(
+                f"cfg_insertion_layer {entry} names no place in a network of {depth} layers; "
+                f"use 0 for the logits or -1 .. {1 - depth} for the output of a layer counted from the end."
+            )
+    layers = frozenset(depth + entry for entry in cfg_insertion_layer if entry < 0)
+    return layers, 0 in cfg_insertion_layer
+
+
+class InfinityTransformer(ModelMixin, ConfigMixin):
+    """The network that predicts, for every token of a segment, the bits of its code.
+
+    Reference names of the arguments are given in brackets. Defaults are those of Infinity-2B.
+
+    Args:
+        depth: blocks N.
+        width: channels C [embed_dim].
+        num_heads: heads H; C / H must be a multiple of 4.
+        codebook_bits: bits per latent pixel, the tokenizer's `codebook_bits` [codebook_dim of the VAE]. A token has this
+            many bits, or four times as many with ``patchify``.
+        patchify: a token is a 2 x 2 patch of latent pixels [apply_spatial_patchify]; the 8B models.
+        text_channels: channels of the text features, at least one pool head of 128.
+        text_maxlen: most text tokens per prompt, rows of the learned unconditional text.
+        block_chunks: groups of blocks; 1 names blocks ``blocks.{i}``, else ``block_chunks.{c}.module.{m}``.
+        mlp_ratio: hidden channels of the feed-forward layer over C, see `feed_forward_width`.
+        norm_eps: epsilon of every norm.
+        rope_mode: 0, 1 or 2, see `rope_tables` [rope2d_normalized_by_hw].
+        level_embedding_per_chunk: add the level embedding before every chunk, not only before the first block
+            [add_lvl_embeding_only_first_block = 0].
+        shared_aln: one map makes the adaptive-norm vectors of all blocks.
+        head_aln: adaptive norm before the head; else a learned norm inside it.
+        head_depth: 1 or 2 linear maps in the head.
+        rms_norm: RMS norms instead of layer norms.
+        swiglu: gated feed-forward layers.
+        input_norm: a learned norm before the word embedding [nm0].
+        cos_attn: unit-norm queries and keys.
+        tau: softmax temperature without ``cos_attn``.
+        cross_attn_layer_scale: initial factor on cross attention; negative for none.
+        rand_uncond: the unconditional text is a constant, not learned.
+
+    Raises:
+        InvalidInput: sizes that do not divide or an unknown mode.
+    """
+
+    _supports_gradient_checkpointing = False
+    _no_split_modules = ["InfinityBlock"]
+    _repeated_blocks = ["InfinityBlock"]
+    _skip_layerwise_casting_patterns = ["norm", "lvl_embed", "ada_lin", "head", "word_embed"]
+    _keep_in_fp32_modules = ["shared_ada_lin", "head_nm", "head"]
+
+    @register_to_config
+    def __init__(
+        self,
+        depth: int = 32,
+        width: int = 2048,
+        num_heads: int = 16,
+        codebook_bits: int = 32,
+        patchify: bool = False,
+        text_channels: int = 2048,
+        text_maxlen: int = 512,
+        block_chunks: int = 8,
+        mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-6,
+        rope_mode: int = 2,
+        level_embedding_per_chunk: bool = False,
+        shared_aln: bool = True,
+        head_aln: bool = True,
+        head_depth: int = 1,
+        rms_norm: bool = False,
+        swiglu: bool = False,
+        input_norm: bool = False,
+        cos_attn: bool = True,
+        tau: float = 1.0,
+        cross_attn_layer_scale: float = -1.0,
+        rand_uncond: bool = False,
+    ) -> None:
+        super().__init__()
+        self._check_sizes()
+        self.token_bits = codebook_bits * (4 if patchify else 1)
+        """Bits of one token, d."""
+        self._build_text(width, text_channels, text_maxlen, norm_eps, rand_uncond)
+        self.pos_start = nn.Parameter(torch.randn(1, 1, width) * math.sqrt(1 / width / 3))
+        self.lvl_embed = nn.Embedding(MAX_SEGMENTS, width)
+        if input_norm:
+            self.norm0_ve = affine_norm(self.token_bits, norm_eps, rms_norm)
+        self.word_embed = WideLinear(self.token_bits, width)
+        if shared_aln:
+            self.shared_ada_lin = nn.Sequential(nn.SiLU(), WideLinear(width, 6 * width))
+        hidden = feed_forward_width(width, mlp_ratio, swiglu)
+        flags = (norm_eps, shared_aln, rms_norm, swiglu, cos_attn, tau, cross_attn_layer_scale)
+        blocks = [InfinityBlock(layer, width, num_heads, hidden, *flags) for layer in range(depth)]
+        if block_chunks == 1:
+            self.blocks = nn.ModuleList(blocks)
+        else:
+            size = depth // block_chunks
+            chunks = [BlockChunk(blocks[start : start + size]) for start in range(0, depth, size)]
+            self.block_chunks = nn.ModuleList(chunks)
+        if head_aln:
+            self.head_nm = HeadNorm(width, norm_eps, rms_norm)
+        self.head = self._build_head(width, norm_eps, rms_norm, head_aln, head_depth)
+
+    def _check_sizes(self) -> None:
+        config = self.config
+        if config.width % config.num_heads or config.width // config.num_heads % 4:
+            raise InvalidInput(
+                f"width {config.width} does not split into {config.num_heads} heads of a multiple of 4 channels each."
+            )
+        if config.block_chunks < 1 or config.depth % config.block_chunks:
+            raise InvalidInput(f"depth {config.depth} does not split into {config.block_chunks} equal chunks.")
+        heads = pool_heads(config.width, config.text_channels)
+        if heads < 1 or config.width % heads:
+            raise InvalidInput(
+                f"text_channels {config.text_channels} give a text pool of {heads} heads, which must be at least 1 and "
+                f"divide width {config.width}; a pool head reads 128 text channels (64 in models wider than 4096)."
+            )
+        if config.rope_mode not in ROPE_MODES:
+            raise InvalidInput(f"Unknown rope_mode {config.rope_mode!r}; choose one of {ROPE_MODES}.")
+        if config.head_depth not in (1, 2):
+            raise InvalidInput(f"The head has 1 or 2 linear maps, got head_depth={config.head_depth!r}.")
+
+    def _build_text(self, width: int, text_channels: int, maxlen: int, eps: float, constant: bool) -> None:
+        rows = unconditional_rows(maxlen, text_channels)
+        if constant:
+            self.register_buffer("cfg_uncond", rows)
+        else:
+            self.cfg_uncond = nn.Parameter(rows)
+        self.text_norm = RMSNorm(text_channels, eps)
+        self.text_proj_for_sos = TextPool(width, text_channels)
+        self.text_proj_for_ca = nn.Sequential(
+            nn.Linear(text_channels, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+        )
+
+    def _build_head(
+        self, width: int, norm_eps: float, rms_norm: bool, head_aln: bool, head_depth: int
+    ) -> nn.Module:
+        logits = WideLinear(width, 2 * self.token_bits)
+        parts: list[nn.Module] = [] if head_aln else [affine_norm(width, norm_eps, rms_norm)]
+        if head_depth == 2:
+            parts += [WideLinear(width, width), nn.GELU(approximate="tanh")]
+        return nn.Sequential(*parts, logits) if parts else logits
+
+    @property
+    def patch_size(self) -> int:
+        """Latent pixels per token and side: 2 with ``patchify``, else 1."""
+        return 2 if self.config.patchify else 1
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per attention head."""
+        return int(self.config.width // self.config.num_heads)
+
+    @property
+    def ordered_blocks(self) -> list[InfinityBlock]:
+        """All blocks in the order of execution."""
+        if self.config.block_chunks == 1:
+            return list(self.blocks)  # type: ignore[arg-type]
+        return [block for chunk in self.block_chunks for block in chunk.module]  # type: ignore[union-attr]
+
+    def build_rope(self, schedule: Schedule, extent: tuple[int, int]) -> RopeTables:
+        """The rotary tables of ``schedule`` for this network, on its device; see `rope_tables`."""
+        return rope_tables(schedule, self.head_dim, extent, self.config.rope_mode, self.device)
+
+    def prepare_text(
+        self,
+        features: Sequence[Tensor],
+        negative_features: Sequence[Tensor] | None = None,
+        guided: bool = True,
+    ) -> TextCondition:
+        """Pack the text of a generation; the network projects it when it is first used.
+
+        Args:
+            features: per prompt the encoder's states of its real tokens, (length, text_channels), end token included.
+            negative_features: per prompt what to guide away from; by default the learned unconditional text, as many
+                rows of it as the prompt has tokens.
+            guided: whether unconditional rows are needed at all, that is whether any guidance scale differs from 1.
+
+        Raises:
+            InvalidInput: no prompts, a wrong number or width of features, empty text, or text longer than
+                ``text_maxlen``, of which no unconditional copy could be made.
+        """
+        negative = None if negative_features is None or not guided else list(negative_features)
+        if not features:
+            raise InvalidInput("A generation needs the text features of at least one prompt, got none.")
+        if negative is not None and len(negative) != len(features):
+            raise InvalidInput(f"Got {len(negative)} negative texts for {len(features)} prompts; give one for each.")
+        channels, longest = self.config.text_channels, self.config.text_maxlen
+        for row in [*features, *(negative or [])]:
+            if row.ndim != 2 or row.shape[1] != channels or not len(row):
+                raise InvalidInput(
+                    f"Text features have shape {tuple(row.shape)}, expected (tokens, {channels}) with at least one token; "
+                    f"use the text encoder this model was trained with."
+                )
+            if len(row) > longest:
+                raise InvalidInput(f"A text of {len(row)} tokens is longer than the {longest} this model reads; shorten it.")
+        return TextCondition(list(features), negative, guided)
+
+    def forward(
+        self,
+        latent_tokens: Tensor | None,
+        condition: TextCondition,
+        segment: Segment,
+        rope: RopeTables,
+        cache: AttentionCache,
+        *,
+        guidance: float = 1.0,
+        cfg_insertion_layer: Sequence[int] = (0,),
+    ) -> Tensor:
+        """Predict the bits of one segment.
+
+        Args:
+            latent_tokens: (B, tokens, token_bits), what earlier segments drew, seen at this resolution; None for the
+                first segment, which starts from the text.
+            condition: the text, from `prepare_text`.
+            segment: the segment to draw; the caller has told ``cache`` that it begins.
+            rope: tables of the whole schedule.
+            cache: keys and values of earlier segments.
+            guidance: guidance scale of this segment; 1 mixes nothing.
+            cfg_insertion_layer: where guidance is mixed in, see `guidance_layers`. Layers are mixed here; logits are
+                left to the caller, because temperature comes first.
+
+        Returns:
+            (rows, tokens, 2 * token_bits) float32 logits, entries 2j and 2j + 1 for bit j being 0 and 1. Rows are B, or
+            2B if the caller has logits to mix (``guidance`` is not 1 and ``cfg_insertion_layer`` has a 0).
+
+        Raises:
+            InvalidInput: guidance without unconditional rows, a segment past the 15th, or tokens of a wrong shape.
+        """
+        layers, on_logits = guidance_layers(cfg_insertion_layer, self.config.depth)
+        mixing = guidance != 1
+        if mixing and not condition.guided:
+            raise InvalidInput(f"Guidance {guidance} needs unconditional text; prepare it with guided=True.")
+        self._fill(condition)
+        states = self._embed(latent_tokens, condition, segment)
+        level = widen(self.lvl_embed(torch.full((1,), segment.index, device=states.device)))
+        cos, sin = rope.at(segment)
+        for block in self.ordered_blocks:
+            if block.layer % self._level_period == 0:
+                states = states + level
+            states = block(states, condition, cos, sin, cache)
+            if mixing and block.layer in layers:
+                states = mix_guidance(states, guidance).repeat(2, 1, 1)
+        rows = condition.rows if mixing and on_logits else condition.batch
+        return self._logits(states[:rows], condition)
+
+    @property
+    def _level_period(self) -> int:
+        depth = int(self.config.depth)
+        return depth // int(self.config.block_chunks) if self.config.level_embedding_per_chunk else depth
+
+    def _fill(self, condition: TextCondition) -> None:
+        """Derive from the text, once, what all segments share."""
+        if condition.pooled is not None:
+            return
+        text = self.text_norm(condition.compact_features(self.cfg_uncond)).to(self.pos_start.dtype)
+        pooled = self.text_proj_for_sos(text, condition)
+        condition.tokens = self.text_proj_for_ca(text)
+        if self.config.shared_aln:
+            condition.modulation = self.shared_ada_lin(pooled).unflatten(-1, (1, 6, -1))
+        condition.pooled = pooled
+
+    def _embed(self, latent_tokens: Tensor | None, condition: TextCondition, segment: Segment) -> Tensor:
+        if segment.index >= MAX_SEGMENTS:
+            raise InvalidInput(f"Infinity draws at most {MAX_SEGMENTS} segments, got a schedule with more.")
+        if latent_tokens is None:
+            assert condition.pooled is not None
+            return widen(condition.pooled)[:, None] + widen(self.pos_start)
+        expected = (condition.batch, segment.tokens, self.token_bits)
+        if latent_tokens.shape != expected:
+            raise InvalidInput(f"Segment {segment} takes tokens of shape {expected}, got {tuple(latent_tokens.shape)}.")
+        if self.config.input_norm:
+            latent_tokens = self.norm0_ve(latent_tokens)
+        states: Tensor = self.word_embed(latent_tokens)
+        return states.repeat(condition.rows // condition.batch, 1, 1)
+
+    def _logits(self, states: Tensor, condition: TextCondition) -> Tensor:
+        if self.config.head_aln:
+            assert condition.pooled is not None
+            states = self.head_nm(states, condition.pooled[: len(states)])
+        logits: Tensor = self.head(states)
+        return logits.float()
+
+
+def mix_guidance(states: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance of (2B, ...) ``states``, conditional rows first: unconditional + scale * difference."""
+    conditional, unconditional = states.chunk(2)
+    return guidance * conditional + (1 - guidance) * unconditional
+
+
+# Saved pipelines store the module of a component's class; the package is the address we promise to keep.
+InfinityTransformer.__module__ = "scalekv.models.infinity"
