@@ -1,0 +1,268 @@
+"""Official Infinity files to networks: strict about names and shapes, with one copy of the weights in memory.
+
+The published loaders skip what does not fit and draw noise (infinity.md, T7); these refuse it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import init_empty_weights
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor
+
+from scalekv.errors import CheckpointError, InvalidInput
+from scalekv.models.catalog import ModelSpec, matching_models, model_spec
+from scalekv.models.infinity.autoencoder import BSQAutoencoder
+from scalekv.models.infinity.layout import (
+    AUTOENCODER,
+    TRAINING_KEYS,
+    TRANSFORMER,
+    autoencoder_config,
+    canonical_vae_name,
+    kind_of,
+    transformer_config,
+)
+from scalekv.models.infinity.transformer import InfinityTransformer, unconditional_rows
+from scalekv.models.weights import WeightFile, WeightTable, some
+
+logger = logging.getLogger(__name__)
+
+Network = TypeVar("Network", bound=ModelMixin)
+
+TRAINER_WEIGHTS = "trainer.gpt_fsdp"
+TRAINER_EMA = "trainer.gpt_ema_fsdp"
+VAE_ENTRY = "vae"
+
+_QUANTIZER_TABLES = ("quantizer.lfq.mask", "quantize.lfq.mask")
+_STORABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_WRONG_TOKENIZER = "infinity_vae_d32.pth"
+
+
+def load_transformer(
+    path: str | Path,
+    *,
+    codebook_bits: int | None = None,
+    patchify: bool | None = None,
+    model: str | None = None,
+    ema: bool = False,
+    dtype: torch.dtype | None = None,
+    text_maxlen: int | None = None,
+    rope_mode: int = 2,
+    level_embedding_per_chunk: bool = False,
+) -> InfinityTransformer:
+    """Read an official transformer; everything that weights tell is inferred from them.
+
+    Args:
+        path: ``.pth``, ``.safetensors`` or sharded folder; fine-tuning checkpoints are unwrapped.
+        codebook_bits: bits per latent pixel of the VAE it goes with, which decides ``patchify``.
+        patchify: tokens of 2 x 2 latent pixels; without it and without ``codebook_bits`` the known models decide.
+        model: known name it must be, such as ``infinity-2b``.
+        ema: take the averaged weights of a fine-tuning checkpoint.
+        dtype: of the blocks; all else stays as stored, as in the published runs (infinity.md 2.5). Default as stored.
+        text_maxlen: rows of unconditional text; default those of the file. Missing rows are the published initial ones.
+        rope_mode: rotary coordinates, not told by weights (infinity.md 5).
+        level_embedding_per_chunk: not told by weights (infinity.md 4.5).
+
+    Raises:
+        CheckpointError: missing, damaged, of another kind or shape, or not for this VAE.
+    """
+    with WeightFile(path) as file:
+        table = transformer_table(file, ema)
+        shapes = {name: shape for name, shape in table.shapes.items() if name not in TRAINING_KEYS}
+        spec = model_spec(model) if model else None
+        if patchify is None and codebook_bits is None:
+            patchify = known_patchify(file.path, shapes, table.origin, spec)
+        config = transformer_config(shapes, table.origin, codebook_bits, patchify)
+        check_known(file.path, config, spec)
+        if text_maxlen is not None:
+            config["text_maxlen"] = text_maxlen
+        config |= {"rope_mode": rope_mode, "level_embedding_per_chunk": level_embedding_per_chunk}
+        network = _build(InfinityTransformer, config, table.origin)
+        sources = {name: name for name in shapes}
+        return _fill(network, table, sources, {"blocks": dtype, "block_chunks": dtype})
+
+
+def load_autoencoder(path: str | Path, *, dtype: torch.dtype | None = None) -> BSQAutoencoder:
+    """Read an official tokenizer: the ``"vae"`` entry of a training checkpoint or a bare table, in either spelling.
+
+    Args:
+        path: ``.pth`` or ``.safetensors``.
+        dtype: of all weights; default as stored.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another kind or shape.
+    """
+    with WeightFile(path) as file:
+        table = autoencoder_table(file)
+        sources = {canonical_vae_name(name): name for name in table.shapes if name not in _QUANTIZER_TABLES}
+        shapes = {name: table.shapes[source] for name, source in sources.items()}
+        network = _build(BSQAutoencoder, autoencoder_config(shapes, table.origin), table.origin)
+        return _fill(network, table, sources, {"": dtype})
+
+
+def transformer_table(file: WeightFile, ema: bool = False) -> WeightTable:
+    """The table of ``file`` that holds a transformer.
+
+    Raises:
+        CheckpointError: it holds none.
+    """
+    places = (TRAINER_EMA,) if ema else ("", TRAINER_WEIGHTS)
+    return _choose(file, places, TRANSFORMER, "load it as the VAE, and the transformer's own file here")
+
+
+def autoencoder_table(file: WeightFile) -> WeightTable:
+    """The table of ``file`` that holds a tokenizer.
+
+    Raises:
+        CheckpointError: it holds none.
+    """
+    return _choose(file, (VAE_ENTRY, ""), AUTOENCODER, "load it as the transformer, and the VAE's own file here")
+
+
+def _choose(file: WeightFile, places: tuple[str, ...], kind: str, swap: str) -> WeightTable:
+    for place in places:
+        if place in file.tables and kind_of(file.tables[place].shapes) == kind:
+            return file.tables[place]
+    for place, table in file.tables.items():
+        found = kind_of(table.shapes)
+        if found is not None and found != kind:
+            raise CheckpointError(f"{file.path} is an {found}, expected an {kind}; {swap}.")
+        if found == kind and TRAINER_EMA in (place, *places):
+            raise CheckpointError(
+                f"{file.path} holds its {kind} at {place!r}, expected {' or '.join(map(repr, places))}; "
+                f"{'leave ema off' if TRAINER_EMA in places else 'pass ema=True'}."
+            )
+    first = next(iter(file.tables.values()))
+    raise CheckpointError(
+        f"{file.path} is no {kind}: expected names such as "
+        f"{'word_embed.weight' if kind == TRANSFORMER else 'decoder.conv_in.conv.weight'}, found {some(first.shapes)} "
+        f"(places in the file: {', '.join(repr(place) for place in file.tables)})."
+    )
+
+
+def known_patchify(path: Path, shapes: Mapping[str, tuple[int, ...]], origin: str, spec: ModelSpec | None) -> bool:
+    """Whether the known model of this shape patchifies; models of unknown shape do not.
+
+    Raises:
+        CheckpointError: a tensor that decides the shape is missing.
+    """
+    spec = spec or guess_model(path, transformer_config(shapes, origin, None, False))
+    return spec is not None and spec.patchify
+
+
+def guess_model(path: str | Path, config: Mapping[str, Any]) -> ModelSpec | None:
+    """The known model that ``config`` describes, by its shape and, among equals, by the file's name."""
+    bits = config["codebook_bits"] * (4 if config["patchify"] else 1)
+    fits = matching_models("infinity", config["depth"], config["num_heads"], config["width"], bits)
+    named = [spec for spec in fits if Path(path).name in spec.files]
+    if not named and len(fits) > 1:
+        logger.info("%s fits %s; taken as %s.", path, " and ".join(spec.name for spec in fits), fits[0].name)
+    return next(iter(named or fits), None)
+
+
+def check_known(path: Path, config: Mapping[str, Any], spec: ModelSpec | None) -> None:
+    """Refuse a network of another shape than ``spec``, or than the published model whose file name it bears.
+
+    Raises:
+        CheckpointError: names the first difference.
+    """
+    if spec is None:
+        spec = next((known for known in _named_models(path)), None)
+    if spec is None:
+        return
+    found = {
+        "layers": config["depth"],
+        "heads": config["num_heads"],
+        "width": config["width"],
+        "bits": config["codebook_bits"] * (4 if config["patchify"] else 1),
+    }
+    for name, value in found.items():
+        if value != getattr(spec, name):
+            raise CheckpointError(
+                f"{path} is not {spec.name}: it has {name} {value}, expected {getattr(spec, name)}; the file is "
+                f"incomplete, or of another model."
+            )
+
+
+def _named_models(path: Path) -> list[ModelSpec]:
+    from scalekv.models.catalog import model_names
+
+    return [spec for spec in map(model_spec, model_names()) if path.name in spec.files]
+
+
+def check_tokenizer_name(vae: str | Path, spec: ModelSpec | None) -> None:
+    """Refuse the published tokenizer that has the right shape and is the wrong one (infinity.md 1.3).
+
+    Raises:
+        CheckpointError: ``infinity_vae_d32.pth`` with the 2B model.
+    """
+    if spec is not None and Path(vae).name == _WRONG_TOKENIZER and spec.name == "infinity-2b":
+        raise CheckpointError(
+            f"{vae} has the right shape but is not the VAE of {spec.name}, and pictures would be noise; use "
+            f"{' or '.join(spec.autoencoder.files)}."
+        )
+
+
+def _build(kind: type[Network], config: dict[str, Any], origin: str) -> Network:
+    try:
+        with init_empty_weights(include_buffers=True):
+            return kind(**config)
+    except InvalidInput as error:
+        raise CheckpointError(f"{origin} describes no {kind.__name__} that can run: {error}") from error
+
+
+def _fill(
+    network: Network, table: WeightTable, sources: Mapping[str, str], dtypes: Mapping[str, torch.dtype | None]
+) -> Network:
+    """Put the tensors of ``table`` into ``network``; ``sources`` maps the network's names to those of the table."""
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    _compare(expected, {name: table.shapes[source] for name, source in sources.items()}, table.origin)
+    state = {}
+    for name, shape in expected.items():
+        tensor = _fitted(name, table.read(sources[name]), shape, table.origin)
+        dtype = dtypes.get("", dtypes.get(name.split(".")[0]))
+        # A copy, because the tensor may be a view of a file that can change or vanish under the network.
+        state[name] = tensor.to(dtype or tensor.dtype, copy=True).contiguous()
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.eval()
+
+
+def _compare(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], origin: str) -> None:
+    missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
+    if missing or unexpected:
+        parts = [f"lacks {len(missing)}: {some(missing)}"] if missing else []
+        parts += [f"holds {len(unexpected)} that do not belong: {some(unexpected)}"] if unexpected else []
+        raise CheckpointError(
+            f"{origin} has {len(found)} tensors, expected {len(expected)}: it {' and '.join(parts)}; the file is "
+            f"incomplete, or of another model."
+        )
+    for name, shape in expected.items():
+        if not _acceptable(name, found[name], shape):
+            raise CheckpointError(
+                f"{name} of {origin} has shape {found[name]}, expected {shape}; the file is damaged or of another model."
+            )
+
+
+def _acceptable(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    if name == "cfg_uncond":
+        return len(found) == 2 and found[1] == expected[1]
+    if name.endswith("sa.scale_mul_1H11"):
+        return found in (expected, (1, 1, expected[1], 1))
+    return found == expected
+
+
+def _fitted(name: str, tensor: Tensor, shape: tuple[int, ...], origin: str) -> Tensor:
+    if tensor.dtype not in _STORABLE:
+        raise CheckpointError(
+            f"{name} of {origin} is stored as {str(tensor.dtype).removeprefix('torch.')}, expected float32, bfloat16 or "
+            f"float16; quantised files are not supported, load the original."
+        )
+    if name == "cfg_uncond" and len(tensor) != shape[0]:
+        initial = unconditional_rows(*shape).to(tensor.dtype)
+        return torch.cat((tensor[: shape[0]], initial[len(tensor) :]))
+    return tensor.reshape(shape)

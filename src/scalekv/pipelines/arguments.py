@@ -1,0 +1,151 @@
+"""Checks of what users pass to a pipeline call: early, before anything is encoded or planned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from operator import index
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scalekv.errors import InvalidInput
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def check_texts(name: str, texts: Any) -> list[str]:
+    """One text or several as a list.
+
+    Raises:
+        InvalidInput: no text at all, or something else than text.
+    """
+    listed = [texts] if isinstance(texts, str) else list(texts) if isinstance(texts, (list, tuple)) else None
+    if listed is None or not all(isinstance(text, str) for text in listed):
+        raise InvalidInput(f"{name} must be a text or a list of texts, got {_shown(texts)}.")
+    if not listed:
+        raise InvalidInput(f"{name} is an empty list; give at least one text.")
+    return listed
+
+
+def check_features(name: str, features: Any, channels: int) -> list[Tensor]:
+    """Text features as a list of (tokens, channels).
+
+    Raises:
+        InvalidInput: something else than a list of such tensors.
+    """
+    listed = list(features) if isinstance(features, (list, tuple, Tensor)) else None
+    if not listed or not all(isinstance(row, Tensor) and row.is_floating_point() for row in listed):
+        raise InvalidInput(f"{name} must be a list with one floating-point tensor per prompt, got {_shown(features)}.")
+    for row in listed:
+        if row.ndim != 2 or row.shape[1] != channels or not len(row):
+            raise InvalidInput(
+                f"{name} holds a tensor of shape {tuple(row.shape)}, expected (tokens, {channels}) per prompt."
+            )
+    return listed
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """``value`` as an int of at least ``least``.
+
+    Raises:
+        InvalidInput: no whole number, or too small.
+    """
+    try:
+        count = index(value) if not isinstance(value, bool) else None
+    except TypeError:
+        count = None
+    if count is None or count < least:
+        raise InvalidInput(f"{name} must be a whole number of at least {least}, got {_shown(value)}.")
+    return count
+
+
+def check_numbers(name: str, value: Any, segments: int, above: float = -math.inf) -> list[float]:
+    """One number, or a list of at least one per segment, as one per segment; longer lists are cut, as published.
+
+    Raises:
+        InvalidInput: not numbers, not finite, not above ``above``, or too few.
+    """
+    listed = list(value) if isinstance(value, (list, tuple)) else [value] * segments
+    for number in listed:
+        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number) or number <= above:
+            limit = "" if above == -math.inf else f" above {above:g}"
+            raise InvalidInput(f"{name} must be a number{limit}, or one per segment, got {_shown(value)}.")
+    if len(listed) < segments:
+        raise InvalidInput(f"{name} has {len(listed)} numbers for {segments} segments; give one, or one per segment.")
+    return [float(number) for number in listed[:segments]]
+
+
+def check_share(name: str, value: Any) -> float:
+    """``value`` as a number within 0 and 1.
+
+    Raises:
+        InvalidInput: no number, or outside.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+        raise InvalidInput(f"{name} must lie between 0 (off) and 1, got {_shown(value)}.")
+    return float(value)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """``value`` if it is one of ``choices``.
+
+    Raises:
+        InvalidInput: it is not.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise InvalidInput(f"{name} must be one of {', '.join(choices)}, got {_shown(value)}.")
+    return value
+
+
+def check_generators(generator: Any, images: int) -> torch.Generator | list[torch.Generator] | None:
+    """One generator, one per image, or none.
+
+    Raises:
+        InvalidInput: something else, or a list of another length.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    if not isinstance(generator, (list, tuple)) or not all(isinstance(one, torch.Generator) for one in generator):
+        raise InvalidInput(f"generator must be a torch.Generator or a list of them, got {_shown(generator)}.")
+    if len(generator) != images:
+        raise InvalidInput(f"Got {len(generator)} generators for {images} images; give one per image, or a single one.")
+    return list(generator)
+
+
+def seeds_of(generator: torch.Generator | list[torch.Generator] | None, images: int) -> list[int | None]:
+    """The initial seed behind every image, ``None`` without generators."""
+    if isinstance(generator, list):
+        return [one.initial_seed() for one in generator]
+    return [None if generator is None else generator.initial_seed()] * images
+
+
+def aspect_of(aspect_ratio: Any) -> float | None:
+    """Height over width of an aspect ratio that is said as width to height: ``"16:9"``, ``"16/9"`` or 1.78.
+
+    Raises:
+        InvalidInput: it cannot be read, or is not above 0.
+    """
+    if aspect_ratio is None:
+        return None
+    try:
+        if isinstance(aspect_ratio, str):
+            sides = [float(side) for side in aspect_ratio.replace("/", ":").replace("x", ":").split(":")]
+            width, height = (*sides, 1.0)[:2] if len(sides) <= 2 else (math.nan, 1.0)
+        else:
+            width, height = float(aspect_ratio), 1.0
+        ratio = height / width
+    except (TypeError, ValueError, ZeroDivisionError):
+        ratio = math.nan
+    if not 0 < ratio < math.inf:
+        raise InvalidInput(
+            f"aspect_ratio says width to height, such as '16:9' or 1.78 for a wide picture, got {_shown(aspect_ratio)}."
+        )
+    return ratio
+
+
+def _shown(value: Any) -> str:
+    text = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    return f"{text[:80]}{'...' if len(text) > 80 else ''} ({type(value).__name__})"
