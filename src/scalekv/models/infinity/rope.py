@@ -100,9 +100,7 @@ def _direct_maps(segment: Segment, head_dim: int, extent: tuple[int, int], mode:
     sides = (segment.height, segment.width)
     places = [torch.arange(side, dtype=torch.float32) for side in sides]
     if mode == 2:
-        places = [
-            (place * (reach / side)).round() for place, reach, side in zip(places, extent, sides, strict=True)
-        ]
+        places = [(place * (reach / side)).round() for place, reach, side in zip(places, extent, sides, strict=True)]
     return _cos_sin(places[0], places[1], head_dim).flatten(1, 2)
 
 

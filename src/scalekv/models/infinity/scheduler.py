@@ -40,7 +40,7 @@ class InfinityScheduler(SchedulerMixin, ConfigMixin):
     """Holds a checkpoint's schedule table and sampling defaults; has no weights and no state.
 
     Args:
-        schedule: ``"infinity"`` for the published templates, or one explicit list of [height, width] segments in tokens.
+        schedule: ``"infinity"`` for the published templates, or one explicit list of [height, width] in tokens.
         size: default pixel budget: ``"0.06M"``, ``"0.25M"``, ``"0.60M"`` or ``"1M"``; unused with an explicit schedule.
         guidance_scale: default guidance, 1 for none.
         temperature: default softmax temperature.
@@ -48,13 +48,14 @@ class InfinityScheduler(SchedulerMixin, ConfigMixin):
         top_p: default `filter_logits` argument.
         cfg_insertion_layer: where guidance is mixed in, see `guidance_layers`.
         pixels_per_token: image pixels per token and side.
-        extent: [rows, columns] that rotary positions are measured on with an explicit schedule; default its last segment.
+        extent: [rows, columns] that rotary positions are measured on with an explicit schedule; default its last
+            segment.
 
     Raises:
         ScheduleError: an unknown size name or a list that is no schedule.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         schedule: str | Sequence[Sequence[int]] = "infinity",
@@ -69,7 +70,7 @@ class InfinityScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         if isinstance(schedule, str):
             if schedule != "infinity":
-                raise ScheduleError(f"Unknown schedule table {schedule!r}; use 'infinity' or a list of [height, width].")
+                raise ScheduleError(f"Unknown schedule table {schedule!r}; use 'infinity' or [height, width] pairs.")
             schedules.check_size(size)
         else:
             Schedule.from_shapes(schedule)
@@ -118,9 +119,7 @@ class InfinityScheduler(SchedulerMixin, ConfigMixin):
         exact = (height, width) == sides if height is not None else abs(aspect - float(template)) < 1e-3
         return ResolvedSize(schedule, schedules.extent(template), *sides, name, template, exact)
 
-    def _explicit(
-        self, size: str | None, height: int | None, width: int | None, aspect: float | None
-    ) -> ResolvedSize:
+    def _explicit(self, size: str | None, height: int | None, width: int | None, aspect: float | None) -> ResolvedSize:
         if size is not None:
             raise ScheduleError(f"This model draws one explicit schedule and has no size {size!r}; leave size out.")
         schedule = Schedule.from_shapes(self.config.schedule)

@@ -3,15 +3,16 @@
 Module names equal the keys of the published checkpoints, so their state dicts load without renaming. Self attention
 hands its keys and values to a cache and knows nothing about what the cache keeps.
 
-Layouts: streams are (rows, tokens, width), attention states (rows, heads, tokens, head_dim). Rows hold the B conditional
-prompts first, then, with guidance, the B unconditional ones. Text is compact: the tokens of all rows one after another.
+Layouts: streams are (rows, tokens, width), attention states (rows, heads, tokens, head_dim). Rows hold the B
+conditional prompts first, then, with guidance, the B unconditional ones. Text is compact: the tokens of all rows one
+after another.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from scalekv.errors import InvalidInput
+from scalekv.models.infinity.condition import LayerText, TextCondition, TextGroup
 from scalekv.models.infinity.rope import ROPE_MODES, RopeTables, rope_tables, rotate
 from scalekv.planning import Schedule, Segment
 
@@ -52,95 +54,6 @@ class AttentionCache(Protocol):
 def widen(states: Tensor) -> Tensor:
     """``states`` in at least float32."""
     return states.float() if states.element_size() < 4 else states
-
-
-class TextCondition:
-    """The text of one generation: features going in, everything the network derives from them once.
-
-    Made by ``InfinityTransformer.prepare_text`` and filled by the first ``forward`` that sees it, so that weights are
-    only touched inside ``forward``, where offload hooks have put them on the device. Opaque to callers, and bound to
-    the weights that filled it.
-
-    Attributes:
-        batch: prompts B.
-        guided: whether unconditional rows follow the conditional ones.
-        lengths: text tokens of every row.
-        pooled: (rows, width) pooled text, None until filled.
-        tokens: (sum of lengths, width) projected text, None until filled.
-        modulation: (rows, 1, 6, width) shared adaptive-norm vectors; None until filled, or if every block has its own.
-    """
-
-    def __init__(self, features: list[Tensor], negative: list[Tensor] | None, guided: bool) -> None:
-        self.batch = len(features)
-        self.guided = guided
-        self._features = features
-        self._negative = negative
-        tail = [] if not guided else features if negative is None else negative
-        self.lengths = tuple(len(row) for row in [*features, *tail])
-        self.pooled: Tensor | None = None
-        self.tokens: Tensor | None = None
-        self.modulation: Tensor | None = None
-        self.layers: dict[int, LayerText] = {}
-        self._groups: dict[torch.device, list[TextGroup]] = {}
-
-    @property
-    def rows(self) -> int:
-        """Rows run through the network: B, or 2B with guidance."""
-        return len(self.lengths)
-
-    def compact_features(self, unconditional: Tensor) -> Tensor:
-        """(sum of lengths, text_channels): conditional rows, then negative ones or the head of ``unconditional``."""
-        rows = list(self._features)
-        if self.guided and self._negative is not None:
-            rows += self._negative
-        elif self.guided:
-            rows += [unconditional[: len(row)].to(row.dtype) for row in self._features]
-        return torch.cat([row.to(unconditional.device) for row in rows])
-
-    def groups(self, device: torch.device) -> list[TextGroup]:
-        """Rows of equal text length, so that each group is one attention call without padding or mask."""
-        if device not in self._groups:
-            starts = [sum(self.lengths[:row]) for row in range(self.rows)]
-            groups = []
-            for length in sorted(set(self.lengths)):
-                rows = [row for row in range(self.rows) if self.lengths[row] == length]
-                places = [starts[row] + offset for row in rows for offset in range(length)]
-                indices = torch.tensor(rows, device=device), torch.tensor(places, device=device)
-                groups.append(TextGroup(*indices, len(rows), length))
-            self._groups[device] = groups
-        return self._groups[device]
-
-
-class TextGroup:
-    """Rows whose text has the same length.
-
-    Args:
-        rows: (n,) row indices.
-        places: (n * length,) indices into the compact text.
-        count: n.
-        length: tokens of each row.
-    """
-
-    def __init__(self, rows: Tensor, places: Tensor, count: int, length: int) -> None:
-        self.rows = rows
-        self.places = places
-        self.count = count
-        self.length = length
-
-
-class LayerText:
-    """What one block keeps about the text over all segments of a generation.
-
-    Args:
-        keys: per group (n, heads, length, head_dim).
-        values: per group (n, heads, length, head_dim).
-        modulation: (rows, 1, 6, width), the block's adaptive-norm vectors.
-    """
-
-    def __init__(self, keys: list[Tensor], values: list[Tensor], modulation: Tensor) -> None:
-        self.keys = keys
-        self.values = values
-        self.modulation = modulation
 
 
 class WideLinear(nn.Linear):
@@ -247,15 +160,17 @@ class SelfAttention(nn.Module):
         query, key, value = self._project(states, cos, sin)
         out = cache.attend(layer, query, key, value, projected_query=projected_query)
         del query, key, value
-        return self.proj(out.transpose(1, 2).flatten(2))
+        merged: Tensor = self.proj(out.transpose(1, 2).flatten(2))
+        return merged
 
     def _split_heads(self, states: Tensor) -> Tensor:
-        return states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        heads: Tensor = states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return heads
 
     def _project(self, states: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # The bias is added outside of the linear map so that quantised replacements of nn.Linear fit.
         query, key, value = self.mat_qkv(states).chunk(3, dim=-1)
-        value = self._split_heads(value + self.v_bias).contiguous()
+        value = self._split_heads(value + self.v_bias.to(value.dtype)).contiguous()
         query = self._split_heads(widen(query) + widen(self.q_bias))
         key = self._split_heads(widen(key) + widen(self.zero_k_bias))
         if self.cos_attn:
@@ -311,14 +226,16 @@ class TextAttention(nn.Module):
         assert isinstance(self.mat_q, Tensor)
         learned = self.mat_q.transpose(0, 1)[None]
         query = learned.expand(condition.rows, -1, -1, -1).to(self.v_bias.dtype)
-        return self.proj(self._attend(query, keys, values, groups).flatten(1))
+        out: Tensor = self.proj(self._attend(query, keys, values, groups).flatten(1))
+        return out
 
     def forward(self, states: Tensor, text: LayerText, groups: list[TextGroup]) -> Tensor:
         """Attend with (rows, tokens, width) ``states`` to each row's own text; same shape back."""
         assert isinstance(self.mat_q, nn.Linear)
         query = self.mat_q(states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
         out = self._attend(query, text.keys, text.values, groups)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        merged: Tensor = self.proj(out.transpose(1, 2).flatten(2))
+        return merged
 
     @staticmethod
     def _attend(query: Tensor, keys: list[Tensor], values: list[Tensor], groups: list[TextGroup]) -> Tensor:
@@ -379,7 +296,8 @@ class FeedForward(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Map (..., width) to the same shape."""
-        return self.fc2(F.gelu(self.fc1(states), approximate="tanh"))
+        out: Tensor = self.fc2(F.gelu(self.fc1(states), approximate="tanh"))
+        return out
 
 
 class SwiGLU(nn.Module):
@@ -398,7 +316,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Map (..., width) to the same shape."""
-        return self.fc2(F.silu(self.fcg(states)) * self.fc1(states))
+        out: Tensor = self.fc2(F.silu(self.fcg(states)) * self.fc1(states))
+        return out
 
 
 class InfinityBlock(nn.Module):
@@ -472,7 +391,8 @@ class InfinityBlock(nn.Module):
         crossed = self.ca(self.ca_norm(states).to(dtype), text, groups)
         states = states + (crossed if self.ca_gamma is None else crossed * widen(self.ca_gamma))
         normed = adaptive_norm(states, scale2, shift2, self.norm_eps, self.rms_norm).to(dtype)
-        return states + gate2 * self.ffn(normed)
+        states = states + gate2 * self.ffn(normed)
+        return states
 
     def _text(self, condition: TextCondition, device: torch.device) -> LayerText:
         kept = condition.layers.get(self.layer)
@@ -561,8 +481,8 @@ class InfinityTransformer(ModelMixin, ConfigMixin):
         depth: blocks N.
         width: channels C [embed_dim].
         num_heads: heads H; C / H must be a multiple of 4.
-        codebook_bits: bits per latent pixel, the tokenizer's `codebook_bits` [codebook_dim of the VAE]. A token has this
-            many bits, or four times as many with ``patchify``.
+        codebook_bits: bits per latent pixel, as in the tokenizer [its codebook_dim]. A token has this many bits, or
+            four times as many with ``patchify``.
         patchify: a token is a 2 x 2 patch of latent pixels [apply_spatial_patchify]; the 8B models.
         text_channels: channels of the text features, at least one pool head of 128.
         text_maxlen: most text tokens per prompt, rows of the learned unconditional text.
@@ -588,12 +508,12 @@ class InfinityTransformer(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = False
-    _no_split_modules = ["InfinityBlock"]
-    _repeated_blocks = ["InfinityBlock"]
-    _skip_layerwise_casting_patterns = ["norm", "lvl_embed", "ada_lin", "head", "word_embed"]
-    _keep_in_fp32_modules = ["shared_ada_lin", "head_nm", "head"]
+    _no_split_modules: ClassVar[list[str]] = ["InfinityBlock"]
+    _repeated_blocks: ClassVar[list[str]] = ["InfinityBlock"]
+    _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["norm", "lvl_embed", "ada_lin", "head", "word_embed"]
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["shared_ada_lin", "head_nm", "head"]
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         depth: int = 32,
@@ -644,6 +564,11 @@ class InfinityTransformer(ModelMixin, ConfigMixin):
             self.head_nm = HeadNorm(width, norm_eps, rms_norm)
         self.head = self._build_head(width, norm_eps, rms_norm, head_aln, head_depth)
 
+    def __getattr__(self, name: str) -> Any:
+        # diffusers answers with the configuration first, which would hide the submodule `block_chunks` behind its number.
+        submodules = self.__dict__.get("_modules", {})
+        return submodules[name] if name in submodules else super().__getattr__(name)
+
     def _check_sizes(self) -> None:
         config = self.config
         if config.width % config.num_heads or config.width // config.num_heads % 4:
@@ -675,9 +600,7 @@ class InfinityTransformer(ModelMixin, ConfigMixin):
             nn.Linear(text_channels, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
         )
 
-    def _build_head(
-        self, width: int, norm_eps: float, rms_norm: bool, head_aln: bool, head_depth: int
-    ) -> nn.Module:
+    def _build_head(self, width: int, norm_eps: float, rms_norm: bool, head_aln: bool, head_depth: int) -> nn.Module:
         logits = WideLinear(width, 2 * self.token_bits)
         parts: list[nn.Module] = [] if head_aln else [affine_norm(width, norm_eps, rms_norm)]
         if head_depth == 2:
@@ -698,8 +621,13 @@ class InfinityTransformer(ModelMixin, ConfigMixin):
     def ordered_blocks(self) -> list[InfinityBlock]:
         """All blocks in the order of execution."""
         if self.config.block_chunks == 1:
-            return list(self.blocks)  # type: ignore[arg-type]
-        return [block for chunk in self.block_chunks for block in chunk.module]  # type: ignore[union-attr]
+            return list(self.blocks)
+        return [block for chunk in self.block_chunks for block in chunk.module]
+
+    @property
+    def attention_dtype(self) -> torch.dtype:
+        """The dtype self attention computes in, and in which its cache holds keys and values."""
+        return self.ordered_blocks[0].sa.q_bias.dtype
 
     def build_rope(self, schedule: Schedule, extent: tuple[int, int]) -> RopeTables:
         """The rotary tables of ``schedule`` for this network, on its device; see `rope_tables`."""
@@ -732,11 +660,13 @@ class InfinityTransformer(ModelMixin, ConfigMixin):
         for row in [*features, *(negative or [])]:
             if row.ndim != 2 or row.shape[1] != channels or not len(row):
                 raise InvalidInput(
-                    f"Text features have shape {tuple(row.shape)}, expected (tokens, {channels}) with at least one token; "
-                    f"use the text encoder this model was trained with."
+                    f"Text features have shape {tuple(row.shape)}, expected (tokens, {channels}) with 1 row or more: "
+                    "what the text encoder of this model gives."
                 )
             if len(row) > longest:
-                raise InvalidInput(f"A text of {len(row)} tokens is longer than the {longest} this model reads; shorten it.")
+                raise InvalidInput(
+                    f"A text of {len(row)} tokens is longer than the {longest} that are read; shorten it."
+                )
         return TextCondition(list(features), negative, guided)
 
     def forward(

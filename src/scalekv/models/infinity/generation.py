@@ -1,0 +1,150 @@
+"""The next-scale loop of Infinity: draw a segment, add its codes, show the sum to the next segment.
+
+Everything is explicit: the text, the schedule and its positions, where keys and values go, the randomness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scalekv.errors import InvalidInput
+from scalekv.models.infinity.condition import TextCondition
+from scalekv.models.infinity.rope import RopeTables
+from scalekv.models.infinity.sampling import Generators, bits_to_codes, patchify, resize, sample_bits, unpatchify
+from scalekv.models.infinity.transformer import (
+    MAX_SEGMENTS,
+    AttentionCache,
+    InfinityTransformer,
+    guidance_layers,
+    mix_guidance,
+)
+from scalekv.planning import Schedule, Segment
+
+OnSegment = Callable[[Segment, Tensor, Tensor], "Tensor | bool | None"]
+"""Called after each segment with the segment, the summed codes so far (B, codebook_bits, H, W) and the logits that were
+drawn from (B, tokens, 2 * token_bits). Decoding the sum at any time gives a full-size image. A tensor that it returns
+replaces the sum; ``True`` stops the run."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What the loop drew.
+
+    Args:
+        codes: (B, codebook_bits, H, W) float32, the latent to decode.
+        bits: per drawn segment (B, h, w, codebook_bits) uint8 on the latent grid.
+    """
+
+    codes: Tensor
+    bits: list[Tensor]
+
+
+@torch.no_grad()
+def generate(
+    transformer: InfinityTransformer,
+    condition: TextCondition,
+    schedule: Schedule,
+    rope: RopeTables,
+    cache: AttentionCache,
+    *,
+    guidance: float | Sequence[float] = 3.0,
+    temperature: float | Sequence[float] = 1.0,
+    top_k: int | Sequence[int] = 0,
+    top_p: float | Sequence[float] = 0.0,
+    cfg_insertion_layer: Sequence[int] = (0,),
+    generator: Generators = None,
+    forced_bits: Sequence[Tensor] = (),
+    on_segment: OnSegment | None = None,
+) -> Generation:
+    """Draw the bits of every segment (the published autoregressive loop, restated).
+
+    Args:
+        transformer: the network.
+        condition: the text, from `InfinityTransformer.prepare_text`; a fresh one if the weights have changed.
+        schedule: the segments.
+        rope: `InfinityTransformer.build_rope` of the schedule.
+        cache: a fresh cache for this schedule.
+        guidance: guidance scale, one or one per segment; segments with 1 are purely conditional.
+        temperature: softmax temperature above 0, one or one per segment.
+        top_k: see `filter_logits`, one or one per segment.
+        top_p: see `filter_logits`, one or one per segment.
+        cfg_insertion_layer: where guidance is mixed in, see `guidance_layers`.
+        generator: one for the batch, one per image, or None; see `sample_bits`.
+        forced_bits: (B, h, w, codebook_bits), or (B, 1, h, w, codebook_bits), for the first segments; they replace
+            what was drawn, after the draw has consumed its randomness.
+        on_segment: called after each segment.
+
+    Raises:
+        InvalidInput: a list shorter than the schedule, a temperature that is not above 0, guidance without
+            unconditional text, forced bits of a wrong shape, or as the parts above.
+    """
+    scales = _per_segment("guidance", guidance, schedule)
+    heats = _per_segment("temperature", temperature, schedule)
+    limits = _per_segment("top_k", top_k, schedule), _per_segment("top_p", top_p, schedule)
+    _check(transformer, condition, schedule, scales, heats, cfg_insertion_layer, forced_bits)
+    patch, final = transformer.patch_size, _grid(schedule[-1], transformer)
+    codes, bits, tokens = torch.zeros((), device=rope.cos.device), [], None
+    for segment in schedule:
+        step = segment.index
+        cache.begin(segment)
+        raw = transformer(
+            tokens, condition, segment, rope, cache, guidance=scales[step], cfg_insertion_layer=cfg_insertion_layer
+        )
+        logits = raw * (1 / heats[step])
+        if len(raw) > condition.batch:
+            logits = mix_guidance(logits, scales[step])
+        drawn = sample_bits(logits, int(limits[0][step]), limits[1][step], generator)
+        drawn = unpatchify(drawn.unflatten(1, (segment.height, segment.width)), patch)
+        if step < len(forced_bits):
+            drawn = forced_bits[step].to(drawn).view_as(drawn)
+        bits.append(drawn)
+        codes = codes + resize(bits_to_codes(drawn), final)
+        answer = None if on_segment is None else on_segment(segment, codes, logits)
+        if answer is True:
+            break
+        if isinstance(answer, Tensor):
+            codes = answer
+        if not schedule.is_last(segment):
+            tokens = patchify(resize(codes, _grid(schedule[step + 1], transformer)), patch)
+    return Generation(codes, bits)
+
+
+def _grid(segment: Segment, transformer: InfinityTransformer) -> tuple[int, int]:
+    """Latent pixels of ``segment``."""
+    return segment.height * transformer.patch_size, segment.width * transformer.patch_size
+
+
+def _per_segment(name: str, value: float | Sequence[float], schedule: Schedule) -> list[float]:
+    """``value`` for every segment; a longer list than needed is cut, as the published command line allows."""
+    values = [value] * len(schedule) if isinstance(value, (int, float)) else list(value)
+    if len(values) < len(schedule):
+        raise InvalidInput(f"Got {len(values)} values of {name} for {len(schedule)} segments; give one, or one each.")
+    return values[: len(schedule)]
+
+
+def _check(
+    transformer: InfinityTransformer,
+    condition: TextCondition,
+    schedule: Schedule,
+    scales: list[float],
+    heats: list[float],
+    cfg_insertion_layer: Sequence[int],
+    forced_bits: Sequence[Tensor],
+) -> None:
+    guidance_layers(cfg_insertion_layer, transformer.config.depth)
+    if len(schedule) > MAX_SEGMENTS:
+        raise InvalidInput(f"Infinity draws at most {MAX_SEGMENTS} segments, the schedule has {len(schedule)}.")
+    if not all(heat > 0 for heat in heats):
+        raise InvalidInput(f"Temperatures must be above 0, got {heats}; use top_k=1 for the likeliest bits.")
+    if not condition.guided and any(scale != 1 for scale in scales):
+        raise InvalidInput(f"Guidance {scales} needs unconditional text; prepare it with guided=True.")
+    if len(forced_bits) > len(schedule):
+        raise InvalidInput(f"Got forced bits for {len(forced_bits)} segments of a schedule of {len(schedule)}.")
+    for segment, bits in zip(schedule, forced_bits, strict=False):
+        expected = (condition.batch, *_grid(segment, transformer), transformer.config.codebook_bits)
+        if tuple(bits.shape) not in (expected, (expected[0], 1, *expected[1:])):
+            raise InvalidInput(f"Forced bits of segment {segment.index} are {tuple(bits.shape)}, expected {expected}.")
