@@ -21,6 +21,9 @@ SCORING_BLOCK = 256
 SCORING_LIMIT = 64 * 2**20
 """Rows are scored together as long as their scratch stays under this many bytes; one row always is."""
 
+FLOAT_BYTES = 4
+"""Scores are computed in float32."""
+
 INDEX_BYTES = 8
 """Bytes of one survivor's index while survivors are copied."""
 
@@ -68,7 +71,7 @@ class CachePlan:
         layers: head groups of every layer; the groups of a layer partition its heads.
         strict: whether ``peak_bytes`` (rather than ``nominal_bytes``) was held under ``limit_bytes``.
         origin_bytes: bytes kept per token, head and row to remember where a token came from (0 or 4).
-        scoring_bytes: scratch per candidate token and head while one row is scored; 0 if scores need no keys.
+        scoring_bytes: scratch per candidate token, head and row that scoring takes beside logits.
         observation: for every segment, the queries that score its candidates; empty for none anywhere.
 
     Raises:
@@ -216,7 +219,7 @@ class CachePlan:
         return self.scored_rows(heads, candidates) * self._row_bytes(heads, candidates)
 
     def _row_bytes(self, heads: int, candidates: int) -> int:
-        scoring = candidates * (SELECTION_BYTES + self.scoring_bytes)
-        if self.scoring_bytes:
-            scoring += min(SCORING_BLOCK, candidates) * self.geometry.head_dim * 4
-        return heads * scoring
+        queries = max(self.observation, default=0)
+        scores = candidates * (SELECTION_BYTES + self.scoring_bytes + FLOAT_BYTES * queries)
+        widened = min(SCORING_BLOCK, candidates) * FLOAT_BYTES * (self.geometry.head_dim + queries) if queries else 0
+        return heads * (scores + widened)

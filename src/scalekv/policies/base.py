@@ -138,9 +138,10 @@ class Policy(ABC):
         plan = build.strict(limit) if self.strict else build.nominal(limit)
         if plan is None:
             kind = "strict budget" if self.strict else "budget"
+            smallest = build.smallest()
             raise BudgetError(
-                f"No {self.name} plan fits the {kind} of {Budget.parse(self.budget)} ({format_bytes(limit)}); the "
-                f"smallest feasible one for this model, size and batch is {build.smallest()}."
+                f"No {self.name} plan fits the {kind} of {Budget.parse(self.budget)} ({format_bytes(limit)} here); the "
+                f"smallest feasible one for this model, size and batch is {smallest} B ({format_bytes(smallest)})."
             )
         return plan
 
@@ -200,12 +201,12 @@ class _PlanBuilder:
                 high = middle - 1
         return best
 
-    def smallest(self) -> str:
-        """The smallest feasible budget as text."""
+    def smallest(self) -> int:
+        """The smallest feasible budget in bytes."""
         if not self.policy.strict:
-            return format_bytes(self.fewest * self.slot_bytes)
+            return min(self.fewest * self.slot_bytes, self.geometry.lossless_bytes)
         plans = [self._plan(self.fewest, 0, rework) for rework in (None, trimmed_early)]
-        return format_bytes(min(plan.peak_bytes for plan in plans))
+        return min(plan.peak_bytes for plan in plans)
 
 
 def trimmed_early(layers: Layers) -> Layers:

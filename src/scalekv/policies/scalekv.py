@@ -56,7 +56,7 @@ class ScaleKV(Policy):
     name: ClassVar[str] = "scalekv"
     source: ClassVar[str] = "ScaleKV, arXiv 2505.19602 (NeurIPS 2025)"
     summary: ClassVar[str] = "drafter layers keep much, refiner layers little; attention of patch centres scores"
-    scoring_bytes: ClassVar[int] = 72
+    scoring_bytes: ClassVar[int] = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()

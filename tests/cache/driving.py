@@ -1,0 +1,60 @@
+"""Drive a cache as a network would: seeded queries, keys and values for every layer of every segment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from scalekv.cache import KVCache
+from scalekv.planning import CacheGeometry, Moment, Profile, Segment
+from scalekv.policies import Policy
+
+
+def tensors(geometry: CacheGeometry, segment: Segment, layer: int, dtype=torch.float32) -> list[Tensor]:
+    """Query, key, value and the bare projection of one layer and segment; the same for every caller."""
+    generator = torch.Generator().manual_seed(1000 * segment.index + layer)
+    shape = (4, geometry.rows, geometry.heads, segment.tokens, geometry.head_dim)
+    query, key, value, bare = torch.randn(shape, generator=generator)
+    return [tensor.to(dtype) for tensor in (2 * query, key, value, bare)]
+
+
+def run(
+    policy: Policy, geometry: CacheGeometry, profile: Profile | None = None, dtype=torch.float32
+) -> tuple[dict[tuple[int, int], Tensor], KVCache]:
+    """Outputs by (segment, layer) and the closed cache."""
+    outputs = {}
+    with KVCache(policy.plan(geometry, profile), policy, dtype=dtype) as cache:
+        for segment, layer, output in steps(cache, geometry, dtype):
+            outputs[segment.index, layer] = output
+    return outputs, cache
+
+
+def steps(cache: KVCache, geometry: CacheGeometry, dtype=torch.float32) -> Iterator[tuple[Segment, int, Tensor]]:
+    for segment in geometry.schedule:
+        cache.begin(segment)
+        for layer in range(geometry.layers):
+            query, key, value, bare = tensors(geometry, segment, layer, dtype)
+            output = cache.attend(
+                layer, query, key, value, projected_query=lambda positions, bare=bare: bare[:, :, positions]
+            )
+            yield segment, layer, output
+
+
+def reference(geometry: CacheGeometry) -> dict[tuple[int, int], Tensor]:
+    """Plain softmax attention over everything seen so far, in float64."""
+    outputs, history = {}, {}
+    for segment in geometry.schedule:
+        for layer in range(geometry.layers):
+            query, key, value, _ = (tensor.double() for tensor in tensors(geometry, segment, layer))
+            if layer in history:
+                key = torch.cat([history[layer][0], key], dim=2)
+                value = torch.cat([history[layer][1], value], dim=2)
+            history[layer] = key, value
+            outputs[segment.index, layer] = torch.softmax(query @ key.mT, -1) @ value
+    return outputs
+
+
+def moments(cache: KVCache) -> dict[tuple[int, int], Moment]:
+    return {(moment.segment, moment.layer): moment for moment in cache.plan.moments()}
