@@ -2,22 +2,90 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
 
-if TYPE_CHECKING:
-    from scalekv.pipelines.infinity import InfinityPipeline
+import torch
+from torch import nn
+
+from scalekv.models.infinity import BSQAutoencoder, InfinityScheduler, InfinityTransformer
+from scalekv.pipelines.infinity import InfinityPipeline
+
+SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+"""Segments in tokens per side: ten steps to 256 x 256 pixels."""
+
+TEXT_CHANNELS = 128
+TEXT_TOKENS = 128
 
 
 def tiny_pipeline(seed: int = 0, *, patchify: bool = False, depth: int = 6) -> InfinityPipeline:
     """An :class:`InfinityPipeline` with all its parts, random but reproducible.
 
-    It draws colourful structure that changes with prompt and seed, at up to 256 x 256 pixels in 10 segments. The text
-    encoder is a small T5 over bytes, so nothing is downloaded. ``save_pretrained`` and ``from_pretrained`` treat it
-    like any other.
+    It draws colourful structure that changes with prompt and seed, 256 x 256 pixels in 10 segments. The text encoder
+    is a small T5 over bytes, so nothing is downloaded. ``save_pretrained`` and ``from_pretrained`` treat it like any
+    other.
 
     Args:
-        seed: of the weights.
+        seed: of the weights. The global random state is left as it was.
         patchify: tokens of 2 x 2 latent pixels, as in infinity-8b.
-        depth: layers of the transformer.
+        depth: layers of the transformer, even.
+
+    Raises:
+        InvalidInput: a depth that two chunks of layers cannot share.
     """
-    raise NotImplementedError
+    from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = InfinityTransformer(
+            depth=depth,
+            width=64,
+            num_heads=4,
+            codebook_bits=8 if patchify else 16,
+            patchify=patchify,
+            text_channels=TEXT_CHANNELS,
+            text_maxlen=TEXT_TOKENS,
+            block_chunks=2,
+        )
+        multipliers = (1, 1, 1, 2) if patchify else (1, 1, 1, 1, 2)
+        vae = BSQAutoencoder(
+            codebook_bits=8 if patchify else 16,
+            patch_size=8 if patchify else 16,
+            base_channels=24,
+            encoder_multipliers=multipliers,
+            decoder_multipliers=multipliers,
+            num_res_blocks=1,
+        )
+        config = T5Config(
+            vocab_size=384,
+            d_model=TEXT_CHANNELS,
+            d_kv=32,
+            d_ff=256,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+        )
+        text_encoder = T5EncoderModel(config)
+        _colour(vae)
+        _decide(transformer)
+    return InfinityPipeline(
+        transformer=transformer.eval(),
+        vae=vae.eval(),
+        scheduler=InfinityScheduler(schedule=[[side, side] for side in SIDES], extent=[64, 64], temperature=0.5),
+        text_encoder=text_encoder.eval(),
+        tokenizer=ByT5Tokenizer(),
+    )
+
+
+def _colour(vae: BSQAutoencoder) -> None:
+    """Scale the decoder so that its pictures fill the range; at default weights they are nearly grey."""
+    for module in vae.decoder.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    last = vae.decoder.conv_out.conv
+    nn.init.normal_(last.weight, std=1.0 / math.sqrt(last.weight[0].numel() * 0.36))
+
+
+def _decide(transformer: InfinityTransformer) -> None:
+    """Scale the network so that its logits have opinions, which prompt and earlier segments change."""
+    nn.init.normal_(transformer.word_embed.weight, std=1.0)
+    nn.init.normal_(transformer.head.weight, std=2.0 / math.sqrt(transformer.config.width))

@@ -16,7 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from scalekv.errors import CheckpointError, InvalidInput
-from scalekv.models.catalog import ModelSpec, matching_models, model_spec
+from scalekv.models.catalog import ModelSpec, matching_models, model_names, model_spec
 from scalekv.models.infinity.autoencoder import BSQAutoencoder
 from scalekv.models.infinity.layout import (
     AUTOENCODER,
@@ -190,8 +190,6 @@ def check_known(path: Path, config: Mapping[str, Any], spec: ModelSpec | None) -
 
 
 def _named_models(path: Path) -> list[ModelSpec]:
-    from scalekv.models.catalog import model_names
-
     return [spec for spec in map(model_spec, model_names()) if path.name in spec.files]
 
 
@@ -221,7 +219,7 @@ def _fill(
 ) -> Network:
     """Put the tensors of ``table`` into ``network``; ``sources`` maps the network's names to those of the table."""
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    _compare(expected, {name: table.shapes[source] for name, source in sources.items()}, table.origin)
+    compare(expected, {name: table.shapes[source] for name, source in sources.items()}, table.origin)
     state = {}
     for name, shape in expected.items():
         tensor = _fitted(name, table.read(sources[name]), shape, table.origin)
@@ -232,7 +230,12 @@ def _fill(
     return network.eval()
 
 
-def _compare(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], origin: str) -> None:
+def compare(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], origin: str) -> None:
+    """Refuse tensors that are not just those a network has.
+
+    Raises:
+        CheckpointError: some are missing, too many, or of another shape; names the first few.
+    """
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
     if missing or unexpected:
         parts = [f"lacks {len(missing)}: {some(missing)}"] if missing else []
@@ -244,7 +247,8 @@ def _compare(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[
     for name, shape in expected.items():
         if not _acceptable(name, found[name], shape):
             raise CheckpointError(
-                f"{name} of {origin} has shape {found[name]}, expected {shape}; the file is damaged or of another model."
+                f"{name} of {origin} has shape {found[name]}, expected {shape}; the file is damaged or of another "
+                f"model."
             )
 
 
@@ -259,8 +263,8 @@ def _acceptable(name: str, found: tuple[int, ...], expected: tuple[int, ...]) ->
 def _fitted(name: str, tensor: Tensor, shape: tuple[int, ...], origin: str) -> Tensor:
     if tensor.dtype not in _STORABLE:
         raise CheckpointError(
-            f"{name} of {origin} is stored as {str(tensor.dtype).removeprefix('torch.')}, expected float32, bfloat16 or "
-            f"float16; quantised files are not supported, load the original."
+            f"{name} of {origin} is stored as {str(tensor.dtype).removeprefix('torch.')}, expected float32, bfloat16 "
+            f"or float16; quantised files are not supported, load the original."
         )
     if name == "cfg_uncond" and len(tensor) != shape[0]:
         initial = unconditional_rows(*shape).to(tensor.dtype)

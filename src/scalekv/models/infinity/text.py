@@ -16,7 +16,7 @@ PERSON_NOUNS = (
     "man", "men", "woman", "women", "boy", "girl", "child", "person", "human", "adult", "teenager", "employee",
     "employer", "worker", "mother", "father", "sister", "brother", "grandmother", "grandfather", "son", "daughter",
 )  # fmt: skip
-"""Words that mark a prompt as being about people; looked for anywhere in it, so that "many" matches "man" [published]."""
+"""Words that mark a prompt as being about people, wherever they occur: "many" matches "man" [published]."""
 
 
 @dataclass(frozen=True)
