@@ -57,8 +57,14 @@ def test_stock_bytes_of_a_float32_run():
 
 @pytest.mark.parametrize(
     ("model", "convention", "megabytes"),
-    [("2b", "16bit", 2600), ("2b", "scalekv", 3900), ("2b", "32bit", 5200)]
-    + [("8b", "16bit", 5687.5), ("8b", "scalekv", 8531.25), ("8b", "32bit", 11375)],
+    [
+        ("2b", "16bit", 2600),
+        ("2b", "scalekv", 3900),
+        ("2b", "32bit", 5200),
+        ("8b", "16bit", 5687.5),
+        ("8b", "scalekv", 8531.25),
+        ("8b", "32bit", 11375),
+    ],
 )
 def test_compressed_table_at_650_tokens(model, convention, megabytes):
     assert CONVENTIONS[convention].cache_bytes(geometry(model, 8), tokens=650) / MIB == megabytes

@@ -107,4 +107,4 @@ CONVENTIONS: dict[str, Convention] = {
     "16bit": Convention(2, 2, last_segment=False),
     "32bit": Convention(4, 4, last_segment=False),
 }
-"""Conventions by the name of the paper that counts so, read off their memory columns [inferred; exact for ScaleKV's]."""
+"""Conventions by the name of the paper that counts so, from their memory columns [inferred; exact for ScaleKV's]."""

@@ -41,7 +41,7 @@ class SelectionView:
         value: ``(rows, heads, tokens, head_dim)``.
         query: ``(rows, heads, observed, head_dim)``, the observation queries as attention used them (logits
             are ``query @ key^T``), or the bare projections if the policy asked for those; ``None`` if none were observed.
-        origin: ``(rows, heads, tokens)`` int32, each candidate's position in the whole sequence of all segments, if the
+        origin: ``(rows, heads, tokens)`` int32, each candidate's place in the sequence of all segments, if the
             policy tracks origins; else ``None``.
     """
 
