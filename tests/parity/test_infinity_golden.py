@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity.infinity_golden import Case, ConcatCache, Run, case_folders, golden_folder, load_case, recorded, unit_files
 from safetensors.torch import load_file
 from torch import Tensor
 
+from parity.infinity_golden import Case, ConcatCache, Run, case_folders, golden_folder, load_case, recorded, unit_files
 from scalekv.cache import KVCache
 from scalekv.models.infinity import schedules
 from scalekv.models.infinity import transformer as networks

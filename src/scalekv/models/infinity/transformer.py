@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -61,8 +61,8 @@ class WideLinear(nn.Linear):
 
     def forward(self, states: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        bias = None if self.bias is None else widen(self.bias)
-        return F.linear(widen(states), widen(self.weight), bias)
+        weight = widen(self.weight)
+        return F.linear(states.to(weight.dtype), weight, self.bias.to(weight.dtype))
 
 
 class WideLayerNorm(nn.LayerNorm):
@@ -71,7 +71,7 @@ class WideLayerNorm(nn.LayerNorm):
     def forward(self, states: Tensor) -> Tensor:
         """Normalise the last dimension."""
         weight, bias = widen(self.weight), widen(self.bias)
-        return F.layer_norm(widen(states), self.normalized_shape, weight, bias, self.eps)
+        return F.layer_norm(states.to(weight.dtype), self.normalized_shape, weight, bias, self.eps)
 
 
 class RMSNorm(nn.Module):
@@ -565,7 +565,7 @@ class InfinityTransformer(ModelMixin, ConfigMixin):
         self.head = self._build_head(width, norm_eps, rms_norm, head_aln, head_depth)
 
     def __getattr__(self, name: str) -> Any:
-        # diffusers answers with the configuration first, which would hide the submodule `block_chunks` behind its number.
+        # diffusers answers with the configuration first, which would hide the chunks behind their number.
         submodules = self.__dict__.get("_modules", {})
         return submodules[name] if name in submodules else super().__getattr__(name)
 
@@ -620,9 +620,9 @@ class InfinityTransformer(ModelMixin, ConfigMixin):
     @property
     def ordered_blocks(self) -> list[InfinityBlock]:
         """All blocks in the order of execution."""
-        if self.config.block_chunks == 1:
-            return list(self.blocks)
-        return [block for chunk in self.block_chunks for block in chunk.module]
+        one = self.config.block_chunks == 1
+        groups = [self.blocks] if one else [cast("BlockChunk", chunk).module for chunk in self.block_chunks]
+        return [cast("InfinityBlock", block) for group in groups for block in group]
 
     @property
     def attention_dtype(self) -> torch.dtype:
