@@ -105,9 +105,7 @@ class ModelSpec:
     profile: str
     sampling: SamplingDefaults
 
-    def geometry(
-        self, schedule: Schedule, batch: int = 1, guidance: int = 2, element_bytes: int = 2
-    ) -> CacheGeometry:
+    def geometry(self, schedule: Schedule, batch: int = 1, guidance: int = 2, element_bytes: int = 2) -> CacheGeometry:
         """The cache of this model on ``schedule``; 2 bytes per element means bfloat16.
 
         Raises:
@@ -159,25 +157,19 @@ def matching_models(family: str, layers: int, heads: int, width: int, bits: int)
     """Known models of exactly this shape; one network trained at two sizes is two models."""
     shape = (family, layers, heads, width, bits)
     return tuple(
-        spec
-        for spec in _MODELS.values()
-        if (spec.family, spec.layers, spec.heads, spec.width, spec.bits) == shape
+        spec for spec in _MODELS.values() if (spec.family, spec.layers, spec.heads, spec.width, spec.bits) == shape
     )
 
 
 def matching_autoencoders(family: str, codebook_dim: int, patch_size: int) -> tuple[AutoencoderSpec, ...]:
     """Known tokenizers of exactly this shape, each once."""
-    known = {
-        spec.autoencoder.name: spec.autoencoder for spec in _MODELS.values() if spec.family == family
-    }.values()
+    known = {spec.autoencoder.name: spec.autoencoder for spec in _MODELS.values() if spec.family == family}.values()
     return tuple(one for one in known if (one.codebook_dim, one.patch_size) == (codebook_dim, patch_size))
 
 
 _FLAN_T5_XL = TextEncoderSpec("google/flan-t5-xl", channels=2048, max_length=512, parameters=1_223_527_424)
 _BSQ_D16 = AutoencoderSpec("bsq-d16", 16, 16, 109_970_579, ("infinity_vae_d16.pth",))
-_BSQ_D32 = AutoencoderSpec(
-    "bsq-d32", 32, 16, 110_118_051, ("infinity_vae_d32reg.pth", "infinity_vae_d32_reg.pth")
-)
+_BSQ_D32 = AutoencoderSpec("bsq-d32", 32, 16, 110_118_051, ("infinity_vae_d32reg.pth", "infinity_vae_d32_reg.pth"))
 _BSQ_D56 = AutoencoderSpec("bsq-d14-patchify", 14, 8, 81_624_209, ("infinity_vae_d56_f8_14_patchify.pth",))
 _INFINITY_HUB = "FoundationVision/Infinity"
 

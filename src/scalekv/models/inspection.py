@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
+
+from scalekv.errors import CheckpointError
+from scalekv.models.catalog import ModelSpec, matching_autoencoders, matching_models, model_names, model_spec
+from scalekv.models.infinity import layout
+from scalekv.models.weights import WeightFile, WeightTable, some
+from scalekv.planning import Profile
+
+INDEX_FILE = "model_index.json"
+PROFILE_FILE = "profile.json"
 
 
 @dataclass(frozen=True)
@@ -47,5 +58,124 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
 
     Raises:
         CheckpointError: nothing there, damaged, or of no kind that scalekv reads.
+        ProfileError: a JSON file that is no profile.
     """
-    raise NotImplementedError
+    place = Path(path)
+    if (place / INDEX_FILE).is_file():
+        return _pipeline(place)
+    if place.suffix == ".json" and place.is_file():
+        return _profile(place)
+    with WeightFile(place) as file:
+        names = {"": file.path, **{name: f"{file.path} at {name!r}" for name in file.tables if name}}
+        for name, table in sorted(file.tables.items(), key=lambda item: _preference(item[0])):
+            kind = layout.kind_of(table.shapes)
+            if kind == layout.TRANSFORMER:
+                return _transformer(place, table, str(names[name]))
+            if kind == layout.AUTOENCODER:
+                return _autoencoder(place, table, str(names[name]))
+        shown = some(next(iter(file.tables.values())).shapes)
+    raise CheckpointError(
+        f"{place} holds weights of no kind that scalekv reads: expected an Infinity transformer or VAE, found {shown}."
+    )
+
+
+def _preference(place: str) -> int:
+    order = ("", "vae", "trainer.gpt_fsdp")
+    return order.index(place) if place in order else len(order)
+
+
+def _transformer(path: Path, table: WeightTable, where: str) -> CheckpointInfo:
+    shapes = {name: shape for name, shape in table.shapes.items() if name not in layout.TRAINING_KEYS}
+    plain = layout.transformer_config(shapes, where, None, False)
+    bits = plain["codebook_bits"]
+    fits = matching_models("infinity", plain["depth"], plain["num_heads"], plain["width"], bits)
+    named = [spec for spec in fits if path.name in spec.files]
+    fits = tuple(named) or fits
+    patchify = bool(fits) and fits[0].patchify
+    config = layout.transformer_config(shapes, where, None, patchify)
+    parameters = _count(shapes, skip=("zero_k_bias", "ln_wo_grad.weight"))
+    called = " or ".join(spec.name for spec in fits) or "an Infinity transformer of no published size"
+    return CheckpointInfo(
+        path=str(path),
+        kind=layout.TRANSFORMER,
+        description=f"{called}: {parameters / 1e6:,.1f} M parameters, {config['depth']} layers, {bits} bits per token",
+        models=tuple(spec.name for spec in fits),
+        parameters=parameters,
+        dtypes=_dtypes(table),
+        bits=bits,
+        config=config,
+        autoencoders=tuple(dict.fromkeys(spec.autoencoder.files[0] for spec in fits)),
+        profiles=tuple(spec.profile for spec in fits if Profile.builtin(spec.profile) is not None),
+    )
+
+
+def _autoencoder(path: Path, table: WeightTable, where: str) -> CheckpointInfo:
+    shapes = {layout.canonical_vae_name(name): shape for name, shape in table.shapes.items() if "lfq" not in name}
+    config = layout.autoencoder_config(shapes, where)
+    bits, patch = config["codebook_bits"], config["patch_size"]
+    fits = matching_autoencoders("infinity", bits, patch)
+    parameters = _count(shapes)
+    return CheckpointInfo(
+        path=str(path),
+        kind=layout.AUTOENCODER,
+        description=f"an Infinity VAE: {parameters / 1e6:,.1f} M parameters, {bits} bits per {patch} x {patch} pixels",
+        models=tuple(name for name in model_names() if model_spec(name).autoencoder in fits),
+        parameters=parameters,
+        dtypes=_dtypes(table),
+        bits=bits,
+        config=config,
+        autoencoders=tuple(one.files[0] for one in fits),
+    )
+
+
+def _pipeline(folder: Path) -> CheckpointInfo:
+    try:
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        parts = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
+        config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} is no complete pipeline folder ({error}); copy or convert it again."
+        ) from error
+    with WeightFile(folder / "transformer") as file:
+        info = _transformer(folder, file.tables[""], str(folder / "transformer"))
+    config = {name: value for name, value in config.items() if not name.startswith("_")}
+    name = index.get("model_name")
+    stored = (PROFILE_FILE,) if (folder / PROFILE_FILE).is_file() else ()
+    description = f"{index.get('_class_name')} of {name or info.description.split(':')[0]}"
+    models = (name,) if name in model_names() else info.models
+    return replace(
+        info,
+        kind="pipeline folder",
+        description=f"{description}: {info.description.partition(': ')[2]}",
+        models=models,
+        config=config,
+        profiles=(*stored, *(one for one in models if Profile.builtin(model_spec(one).profile) is not None)),
+        components=parts,
+    )
+
+
+def _profile(path: Path) -> CheckpointInfo:
+    profile = Profile.load(path)
+    known = [name for name in model_names() if _same_shape(profile, model_spec(name))]
+    return CheckpointInfo(
+        path=str(path),
+        kind="profile",
+        description=f"calibration of {profile.model}: {profile.layers} layers, {profile.heads} heads, "
+        f"{len(profile.schedule)} segments up to {profile.schedule[-1]} tokens",
+        models=tuple(known),
+        config={"statistics": sorted(profile.statistics), "roles": profile.roles is not None},
+    )
+
+
+def _same_shape(profile: Profile, spec: ModelSpec) -> bool:
+    return (profile.layers, profile.heads) == (spec.layers, spec.heads)
+
+
+def _count(shapes: layout.Shapes, skip: tuple[str, ...] = ()) -> int:
+    return sum(prod(shape) for name, shape in shapes.items() if not (skip and name.endswith(skip)))
+
+
+def _dtypes(table: WeightTable) -> tuple[str, ...]:
+    found = {dtype for dtype in table.dtypes.values() if dtype.is_floating_point}
+    return tuple(sorted(str(dtype).removeprefix("torch.") for dtype in found))

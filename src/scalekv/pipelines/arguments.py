@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from operator import index
 from typing import Any
 
@@ -70,7 +69,12 @@ def check_numbers(name: str, value: Any, segments: int, above: float = -math.inf
     """
     listed = list(value) if isinstance(value, (list, tuple)) else [value] * segments
     for number in listed:
-        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number) or number <= above:
+        if (
+            isinstance(number, bool)
+            or not isinstance(number, (int, float))
+            or not math.isfinite(number)
+            or number <= above
+        ):
             limit = "" if above == -math.inf else f" above {above:g}"
             raise InvalidInput(f"{name} must be a number{limit}, or one per segment, got {_shown(value)}.")
     if len(listed) < segments:
@@ -84,7 +88,7 @@ def check_share(name: str, value: Any) -> float:
     Raises:
         InvalidInput: no number, or outside.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise InvalidInput(f"{name} must lie between 0 (off) and 1, got {_shown(value)}.")
     return float(value)
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
+
+from scalekv.errors import InvalidInput
+from scalekv.models.inspection import INDEX_FILE
+from scalekv.pipelines.infinity import InfinityPipeline
 
 
 def convert(
@@ -33,7 +39,7 @@ def convert(
         text_encoder: folder or hub name of the T5 encoder. ``None`` leaves it out: the pipeline then takes
             ``prompt_embeds``, or gets its encoder when it is loaded (``from_pretrained(..., text_encoder=...,
             tokenizer=...)``).
-        dtype: of the transformer's blocks in the folder; default as stored.
+        dtype: of the transformer's blocks and the text encoder in the folder; default as stored.
         patchify: whether a token covers 2 x 2 latent pixels; default from the tokenizer's width.
         ema: take the averaged weights of a fine-tuning checkpoint.
         max_shard_size: largest file of the transformer.
@@ -46,4 +52,36 @@ def convert(
         CheckpointError: a file is missing, damaged, of another kind, or does not fit its partner.
         InvalidInput: ``destination`` exists and ``overwrite`` is off, or an argument cannot be used.
     """
-    raise NotImplementedError
+    target = Path(destination)
+    _check_target(target, overwrite)
+    pipeline = InfinityPipeline.from_single_file(
+        transformer, vae, model=model, text_encoder=text_encoder, dtype=dtype, patchify=patchify, ema=ema
+    )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        working = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            pipeline.save_pretrained(working / "new", max_shard_size=max_shard_size)
+            if target.exists():
+                target.rename(working / "old")
+            (working / "new").rename(target)
+        finally:
+            if not target.exists() and (working / "old").exists():
+                (working / "old").rename(target)
+            shutil.rmtree(working, ignore_errors=True)
+    except OSError as error:
+        raise InvalidInput(f"Cannot write {target}: {error.strerror or error}; choose another place.") from error
+    return target
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise InvalidInput(f"{target} is a file; choose the name of a new folder.")
+    if not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise InvalidInput(f"{target} exists already; choose another folder, or allow overwriting (overwrite=True).")
+    if not (target / INDEX_FILE).is_file():
+        raise InvalidInput(f"{target} is no pipeline folder and is not overwritten; choose another folder.")

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
 
 from scalekv.errors import CheckpointError, InvalidInput
 from scalekv.models import infinity
 from scalekv.models.infinity.checkpoint import compare
+from scalekv.models.inspection import INDEX_FILE, PROFILE_FILE
 from scalekv.models.weights import WeightFile
-from scalekv.pipelines.profiles import PROFILE_FILE
 
-INDEX_FILE = "model_index.json"
 NETWORKS = {"transformer": "InfinityTransformer", "vae": "BSQAutoencoder"}
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

@@ -5,32 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 from typing_extensions import Self
 
-from scalekv.cache import KVCache
-from scalekv.errors import InvalidInput
 from scalekv.models.infinity.generation import generate
 from scalekv.models.infinity.rope import rope_tables
+from scalekv.models.inspection import PROFILE_FILE
 from scalekv.pipelines import arguments, folders, steps
+from scalekv.pipelines.caching import CacheFactory, ProfileLike, open_cache, resolve_profile
 from scalekv.pipelines.images import to_output
 from scalekv.pipelines.output import InfinityPipelineOutput
-from scalekv.pipelines.profiles import PROFILE_FILE, ProfileLike, resolve_profile
 from scalekv.planning import CacheGeometry, Profile, Schedule, Segment, format_bytes
-from scalekv.policies import Full, Policy
+from scalekv.policies import Policy
 
 StepCallback = Callable[["InfinityPipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]
-
-
-class CacheFactory(Protocol):
-    """Opens a cache for a run; what calibration passes instead of a policy."""
-
-    def __call__(self, geometry: CacheGeometry, *, dtype: torch.dtype, device: torch.device) -> KVCache:
-        """A fresh cache for ``geometry``."""
 
 
 class InfinityPipeline(DiffusionPipeline):
@@ -217,7 +209,8 @@ class InfinityPipeline(DiffusionPipeline):
 
         # 2. Plan the cache: all memory is known from here on.
         geometry = self.cache_geometry(resolved.schedule, len(prompts) * copies, 2 if sampling.guided else 1)
-        cache = self._open_cache(kv_cache, profile, geometry, device)
+        known = resolve_profile(profile, self.profile, self.config.model_name, geometry)
+        cache = open_cache(kv_cache, geometry, known, self.attention_dtype, device)
 
         try:
             # 3. Encode the text.
@@ -300,18 +293,6 @@ class InfinityPipeline(DiffusionPipeline):
         stored: torch.dtype = self.transformer.ordered_blocks[0].sa.q_bias.dtype
         # Layerwise casting stores a byte per weight and computes in the type the model reports.
         return stored if stored.itemsize > 1 else self.transformer.dtype
-
-    def _open_cache(
-        self, kv_cache: Any, profile: ProfileLike | None, geometry: CacheGeometry, device: torch.device
-    ) -> KVCache:
-        policy = Full() if kv_cache is None else kv_cache
-        if isinstance(policy, Policy):
-            known = resolve_profile(profile, self.profile, self.config.model_name, geometry)
-            return KVCache(policy.plan(geometry, known), policy, dtype=self.attention_dtype, device=device)
-        if isinstance(policy, type) or not callable(policy):
-            raise InvalidInput(f"kv_cache must be a policy such as ScaleKV('10%'), got {policy!r}.")
-        opened: KVCache = policy(geometry, dtype=self.attention_dtype, device=device)
-        return opened
 
     def _step_end(self, callback: StepCallback | None, segment: Segment, tensors: dict[str, Tensor]) -> Tensor | None:
         if callback is None:

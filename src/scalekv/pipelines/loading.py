@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from scalekv.errors import CheckpointError, InvalidInput
+from scalekv.models.catalog import model_names, model_spec
+from scalekv.pipelines import folders
+from scalekv.pipelines.building import as_dtype
+from scalekv.pipelines.infinity import InfinityPipeline
+
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+PIPELINES: dict[str, type[Any]] = {"InfinityPipeline": InfinityPipeline}
+"""Pipelines by the class name that their folders store."""
 
 
 def load_pipeline(
@@ -32,4 +42,40 @@ def load_pipeline(
             such, with the command that converts them.
         CheckpointError: a component is missing, truncated or of another shape.
     """
-    raise NotImplementedError
+    _refuse_model_name(path_or_name)
+    placed = _device(device)
+    folder = folders.local_folder(InfinityPipeline, path_or_name, options)
+    name = folders.read_index(folder)["_class_name"]
+    if name not in PIPELINES:
+        raise InvalidInput(f"{path_or_name} is a {name}; scalekv runs {', '.join(PIPELINES)}.")
+    if dtype is not None:
+        options["dtype"] = as_dtype(dtype)
+    try:
+        pipeline = PIPELINES[name].from_pretrained(folder, **options)
+    except InvalidInput:
+        raise
+    except (OSError, ValueError, KeyError, AttributeError, ImportError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{path_or_name} cannot be loaded ({str(error).splitlines()[0][:200]}); copy or convert it again."
+        ) from error
+    return pipeline if placed is None else pipeline.to(placed)
+
+
+def _device(device: torch.device | str | None) -> torch.device | None:
+    try:
+        placed = None if device is None else torch.device(device)
+    except RuntimeError as error:
+        raise InvalidInput(f"Unknown device {device!r}; use 'cpu', 'cuda', 'cuda:0' or 'mps'.") from error
+    if placed is not None and placed.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput(f"Device {device!r} needs a CUDA GPU, and PyTorch sees none here; use device='cpu'.")
+    return placed
+
+
+def _refuse_model_name(name: str | Path) -> None:
+    if Path(name).exists() or str(name) not in model_names():
+        return
+    spec = model_spec(str(name))
+    raise InvalidInput(
+        f"{name} is published as official weights; download {spec.files[0]} and {spec.autoencoder.files[0]} of "
+        f"{spec.repository} from the model hub and run 'scalekv convert' on them."
+    )

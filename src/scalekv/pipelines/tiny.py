@@ -82,10 +82,11 @@ def _colour(vae: BSQAutoencoder) -> None:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     last = vae.decoder.conv_out.conv
-    nn.init.normal_(last.weight, std=1.0 / math.sqrt(last.weight[0].numel() * 0.36))
+    nn.init.normal_(last.weight, std=0.6 / math.sqrt(last.weight[0].numel() * 0.36))
 
 
 def _decide(transformer: InfinityTransformer) -> None:
     """Scale the network so that its logits have opinions, which prompt and earlier segments change."""
     nn.init.normal_(transformer.word_embed.weight, std=1.0)
-    nn.init.normal_(transformer.head.weight, std=2.0 / math.sqrt(transformer.config.width))
+    head = transformer.get_submodule("head")
+    nn.init.normal_(head.weight, std=2.0 / math.sqrt(transformer.config.width))

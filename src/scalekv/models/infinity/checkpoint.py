@@ -8,11 +8,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from accelerate import init_empty_weights
-from diffusers.models.modeling_utils import ModelMixin
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import Tensor
 
 from scalekv.errors import CheckpointError, InvalidInput
@@ -31,8 +30,6 @@ from scalekv.models.infinity.transformer import InfinityTransformer, uncondition
 from scalekv.models.weights import WeightFile, WeightTable, some
 
 logger = logging.getLogger(__name__)
-
-Network = TypeVar("Network", bound=ModelMixin)
 
 TRAINER_WEIGHTS = "trainer.gpt_fsdp"
 TRAINER_EMA = "trainer.gpt_ema_fsdp"
@@ -82,9 +79,9 @@ def load_transformer(
         if text_maxlen is not None:
             config["text_maxlen"] = text_maxlen
         config |= {"rope_mode": rope_mode, "level_embedding_per_chunk": level_embedding_per_chunk}
-        network = _build(InfinityTransformer, config, table.origin)
-        sources = {name: name for name in shapes}
-        return _fill(network, table, sources, {"blocks": dtype, "block_chunks": dtype})
+        network: InfinityTransformer = _build(InfinityTransformer, config, table.origin)
+        _fill(network, table, {name: name for name in shapes}, {"blocks": dtype, "block_chunks": dtype})
+        return network
 
 
 def load_autoencoder(path: str | Path, *, dtype: torch.dtype | None = None) -> BSQAutoencoder:
@@ -101,8 +98,9 @@ def load_autoencoder(path: str | Path, *, dtype: torch.dtype | None = None) -> B
         table = autoencoder_table(file)
         sources = {canonical_vae_name(name): name for name in table.shapes if name not in _QUANTIZER_TABLES}
         shapes = {name: table.shapes[source] for name, source in sources.items()}
-        network = _build(BSQAutoencoder, autoencoder_config(shapes, table.origin), table.origin)
-        return _fill(network, table, sources, {"": dtype})
+        network: BSQAutoencoder = _build(BSQAutoencoder, autoencoder_config(shapes, table.origin), table.origin)
+        _fill(network, table, sources, {"": dtype})
+        return network
 
 
 def transformer_table(file: WeightFile, ema: bool = False) -> WeightTable:
@@ -206,7 +204,7 @@ def check_tokenizer_name(vae: str | Path, spec: ModelSpec | None) -> None:
         )
 
 
-def _build(kind: type[Network], config: dict[str, Any], origin: str) -> Network:
+def _build(kind: type[Any], config: dict[str, Any], origin: str) -> Any:
     try:
         with init_empty_weights(include_buffers=True):
             return kind(**config)
@@ -215,8 +213,8 @@ def _build(kind: type[Network], config: dict[str, Any], origin: str) -> Network:
 
 
 def _fill(
-    network: Network, table: WeightTable, sources: Mapping[str, str], dtypes: Mapping[str, torch.dtype | None]
-) -> Network:
+    network: Any, table: WeightTable, sources: Mapping[str, str], dtypes: Mapping[str, torch.dtype | None]
+) -> None:
     """Put the tensors of ``table`` into ``network``; ``sources`` maps the network's names to those of the table."""
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     compare(expected, {name: table.shapes[source] for name, source in sources.items()}, table.origin)
@@ -227,7 +225,7 @@ def _fill(
         # A copy, because the tensor may be a view of a file that can change or vanish under the network.
         state[name] = tensor.to(dtype or tensor.dtype, copy=True).contiguous()
     network.load_state_dict(state, strict=True, assign=True)
-    return network.eval()
+    network.eval()
 
 
 def compare(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], origin: str) -> None:
