@@ -1,0 +1,5 @@
+"""``python -m scalekv`` is the command ``scalekv``."""
+
+from scalekv.cli.app import main
+
+main()

@@ -1,0 +1,105 @@
+"""``scalekv calibrate``: prompts to a profile, with a picture of it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scalekv.cli.files import check_file, read_prompts
+from scalekv.cli.loading import TINY, check_model, open_model
+from scalekv.cli.options import Aspect, Device, Dtype, Json, Quiet, Size, checked, dtype_from, without_none
+from scalekv.cli.output import Output
+from scalekv.cli.picture_size import PictureSize
+from scalekv.cli.profile_map import RoleMap, draw_map
+from scalekv.errors import InvalidInput
+
+
+def calibrate(
+    prompts_file: Annotated[Path, typer.Argument(metavar="PROMPTS", help="Text file, one prompt per line; 10 do.")],
+    out: Annotated[Path, typer.Option("--out", "-o", envvar="SCALEKV_OUT", metavar="FILE", help="Profile (.json).")],
+    model: Annotated[
+        str,
+        typer.Option(
+            envvar="SCALEKV_MODEL", metavar="FOLDER", help=f"Pipeline folder or hub name. {TINY} has random weights."
+        ),
+    ] = TINY,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Model name in the profile. Default the model's.", show_default=False),
+    ] = None,
+    size: Size = None,
+    aspect: Aspect = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(envvar="SCALEKV_GUIDANCE", help="Default the model's.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(envvar="SCALEKV_SEED", help="Prompt i is drawn with seed + i.")] = 0,
+    queries: Annotated[int, typer.Option(help="Queries sampled per segment.")] = 256,
+    top: Annotated[int, typer.Option(help="K' of the Attention Selectivity Index.")] = 64,
+    dtype: Dtype = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Measure a model and write its profile.
+
+    The profile tells which layers are drafters. Writes a PNG of the map beside the profile, if matplotlib is installed.
+    """
+    output, begin = Output(json=json, quiet=quiet), time.perf_counter()
+    prompts, wanted, kind = read_prompts(prompts_file), PictureSize.parse(size, aspect), dtype_from(dtype)
+    checked("--guidance", guidance, lambda value: value >= 0, "a number from 0")
+    checked("--seed", seed, lambda value: 0 <= value < 2**62, "a whole number from 0")
+    if queries < 1 or top < 1:
+        raise InvalidInput(f"--queries is {queries} and --top is {top}; expected at least 1 each.")
+    check_file(out, ".json")
+    check_model(model)
+    generation = {**wanted.pipeline_arguments(), **without_none(guidance_scale=guidance)}
+    with output.guarded():
+        from scalekv.calibration import calibrate as measure
+
+        pipeline = open_model(model, kind, device)
+        with output.progress("calibrating", len(prompts)) as steps:
+            profile = measure(
+                pipeline,
+                prompts,
+                name=name or pipeline.config.model_name or model,
+                seed=seed,
+                queries=queries,
+                top=top,
+                progress=lambda done, total: steps.advance(),
+                **generation,
+            )
+        profile.save(out)
+        roles = RoleMap.of(profile)
+        picture = draw_map(roles, out.with_suffix(".png"))
+        _report(output, roles, out, picture, time.perf_counter() - begin)
+        output.result(_as_dict(roles, out, picture, time.perf_counter() - begin))
+
+
+def _report(output: Output, roles: RoleMap, out: Path, picture: Path | None, seconds: float) -> None:
+    for line in roles.text():
+        output.say(line)
+    output.say()
+    if picture is None:
+        output.note("No picture: matplotlib is not installed; pip install 'scalekv[plot]'.")
+    beside = f" and {picture}" if picture else ""
+    prompts = roles.profile.details.get("prompts")
+    output.say(f"{out}{beside}: {roles.profile.model}, {prompts} prompts, {seconds:.1f} s")
+
+
+def _as_dict(roles: RoleMap, out: Path, picture: Path | None, seconds: float) -> dict[str, Any]:
+    profile = roles.profile
+    return {
+        "profile": str(out),
+        "picture": None if picture is None else str(picture),
+        "model": profile.model,
+        "layers": profile.layers,
+        "heads": profile.heads,
+        "schedule": profile.schedule.key,
+        "drafters": {str(segment): list(layers) for segment, layers in roles.drafters.items()},
+        "details": dict(profile.details),
+        "seconds": seconds,
+    }

@@ -1,0 +1,77 @@
+"""``scalekv convert``: official checkpoint files to a pipeline folder."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scalekv.cli.files import check_new_folder
+from scalekv.cli.options import Dtype, Json, Quiet, dtype_from
+from scalekv.cli.output import Output, quiet_libraries
+from scalekv.errors import CheckpointError, InvalidInput
+from scalekv.models.catalog import model_names, model_spec
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Transformer: .pth, .safetensors or sharded folder.")],
+    vae: Annotated[Path, typer.Option(metavar="FILE", help="Its picture tokenizer: .pth or .safetensors.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder to make.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help=f"{', '.join(model_names())}; default from names and shapes.", show_default=False
+        ),
+    ] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="T5 encoder to include: a folder or hub name.", show_default=False),
+    ] = None,
+    dtype: Dtype = None,
+    patchify: Annotated[
+        bool | None,
+        typer.Option("--patchify/--no-patchify", help="Whether tokens cover 2 x 2 latent pixels.", show_default=False),
+    ] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Take the averaged weights of a fine-tuning checkpoint.")] = False,
+    max_shard_size: Annotated[str, typer.Option(metavar="BYTES", help="Largest weight file.")] = "5GB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing pipeline folder.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Make a pipeline folder of official files.
+
+    The folder is what 'scalekv generate --model FOLDER' reads.
+    """
+    output, begin = Output(json=json, quiet=quiet), time.perf_counter()
+    name = dtype_from(dtype)
+    known = None if model is None else model_spec(model).name
+    if re.fullmatch(r"[0-9.]+\s*[KMGT]B", max_shard_size, re.IGNORECASE) is None:
+        raise InvalidInput(f"--max-shard-size is {max_shard_size!r}; write a number and a unit, such as '5GB'.")
+    for what, path in (("transformer", source), ("VAE", vae)):
+        if not path.exists():
+            raise CheckpointError(f"There is no {what} at {path}; give the downloaded file or folder.")
+    check_new_folder(out, overwrite)
+    with output.guarded():
+        quiet_libraries()
+        from scalekv.models.inspection import inspect_checkpoint
+        from scalekv.pipelines import convert as convert_files
+
+        output.note(f"Converting {source} to {out} ...")
+        folder = convert_files(
+            source,
+            vae,
+            out,
+            model=known,
+            text_encoder=text_encoder,
+            dtype=name,
+            patchify=patchify,
+            ema=ema,
+            max_shard_size=max_shard_size,
+            overwrite=overwrite,
+        )
+        seconds = time.perf_counter() - begin
+        output.say(f"{folder}: {inspect_checkpoint(folder).description}, {seconds:.1f} s")
+        output.result({"path": str(folder), "seconds": seconds, **inspect_checkpoint(folder).to_dict()})

@@ -1,0 +1,145 @@
+"""Where results go: names that say what is inside, and complaints before the expensive work, not after it."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from scalekv.errors import InvalidInput
+
+NAME_LENGTH = 48
+_FIELDS = ("index", "seed", "prompt")
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """Make sure that ``folder`` exists and takes new files; leaves nothing in it.
+
+    Raises:
+        InvalidInput: it does not exist, is a file, or cannot be written.
+    """
+    if not folder.exists():
+        raise InvalidInput(f"Cannot write {what}: there is no folder {folder}; make it first, or choose another --out.")
+    if not folder.is_dir():
+        raise InvalidInput(f"Cannot write {what}: {folder} is not a folder; choose another --out.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise InvalidInput(f"Cannot write {what}: {folder}: {reason}; choose a writable --out.") from error
+
+
+def check_new_folder(folder: Path, overwrite: bool) -> None:
+    """Make sure that ``folder`` can be made.
+
+    Raises:
+        InvalidInput: it exists and may not be replaced, or its parent takes no new folder.
+    """
+    if folder.exists() and not overwrite:
+        raise InvalidInput(f"{folder} exists already; choose another --out, or replace it with --overwrite.")
+    if folder.exists() and not folder.is_dir():
+        raise InvalidInput(f"{folder} is a file; choose a folder for --out.")
+    check_folder(folder.absolute().parent, str(folder))
+
+
+def check_file(path: Path, suffix: str) -> None:
+    """Make sure that ``path`` is named ``*.suffix`` and can be written.
+
+    Raises:
+        InvalidInput: another suffix, a folder, or a place that cannot be written.
+    """
+    if path.suffix.lower() != suffix:
+        raise InvalidInput(f"--out is {path}; expected a file name that ends in {suffix}.")
+    if path.is_dir():
+        raise InvalidInput(f"--out is {path}, which is a folder; name a file in it.")
+    check_folder(path.absolute().parent, str(path))
+
+
+def slug(text: str) -> str:
+    """``text`` as part of a file name: lower-case words joined by hyphens, at most ``NAME_LENGTH`` characters."""
+    words = re.findall(r"\w+", text.lower())
+    name = ""
+    for word in words:
+        if len(name) + len(word) + 1 > NAME_LENGTH:
+            break
+        name = f"{name}-{word}" if name else word
+    return name or (words[0][:NAME_LENGTH] if words else "picture")
+
+
+def picture_paths(out: str | None, prompts: Sequence[str], seeds: Sequence[int]) -> list[Path]:
+    """One path per image; ``prompts`` and ``seeds`` hold one entry per image.
+
+    Args:
+        out: nothing (names in the current folder), a folder, or a ``.png`` name, in which ``{index}``, ``{seed}`` and
+            ``{prompt}`` are filled in. A plain name for several images gets ``-1``, ``-2``, ... appended. Names of our
+            own making never replace a file; a name that was asked for does.
+        prompts: texts.
+        seeds: seeds.
+
+    Raises:
+        InvalidInput: another suffix, an unknown field, two images of one name, or a place that cannot be written.
+    """
+    if out is not None and not out.strip():
+        raise InvalidInput("--out is empty; give a folder or a name that ends in .png.")
+    if out is None or out.endswith("/") or Path(out).expanduser().is_dir():
+        folder = Path(out or ".").expanduser()
+        check_folder(folder, "pictures")
+        return _fresh(folder, [f"{slug(prompt)}-{seed}" for prompt, seed in zip(prompts, seeds, strict=True)])
+    path = Path(out).expanduser()
+    if path.suffix.lower() != ".png":
+        raise InvalidInput(f"--out is {out}; expected a folder that exists or a name that ends in .png.")
+    check_folder(path.absolute().parent, str(path))
+    several, stem = len(seeds) > 1, path.stem
+    if several and not re.search(r"\{(index|seed|prompt)\}", stem):
+        stem += "-{index}"
+    paths = []
+    for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True), start=1):
+        values = {"index": str(index), "seed": str(seed), "prompt": slug(prompt)}
+        paths.append(path.with_name(_filled(stem, values) + path.suffix))
+    if len(set(paths)) < len(paths):
+        raise InvalidInput(f"--out {out} gives several images one name; use {{index}} or {{seed}} in it.")
+    return paths
+
+
+def _filled(stem: str, values: Mapping[str, str]) -> str:
+    def fill(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            known = ", ".join(f"{{{name}}}" for name in _FIELDS)
+            raise InvalidInput(f"--out has an unknown field {match[0]}; known are {known}.")
+        return values[match[1]]
+
+    return re.sub(r"\{(\w*)\}", fill, stem)
+
+
+def _fresh(folder: Path, stems: Sequence[str]) -> list[Path]:
+    paths: list[Path] = []
+    for stem in stems:
+        path, number = folder / f"{stem}.png", 1
+        while path.exists() or path in paths:
+            number += 1
+            path = folder / f"{stem}-{number}.png"
+        paths.append(path)
+    return paths
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a text file, one per line; blank lines do not count.
+
+    Raises:
+        InvalidInput: it cannot be read, is no text, or has no prompt.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        reason = error.strerror or error
+        raise InvalidInput(f"Cannot read the prompts in {path}: {reason}; give a text file.") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path} is no UTF-8 text; write one prompt per line.") from error
+    if "\0" in text:
+        raise InvalidInput(f"{path} is no text (it has zero bytes); write one prompt per line.")
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise InvalidInput(f"{path} has no prompts; write one per line.")
+    return prompts

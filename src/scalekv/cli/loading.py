@@ -1,0 +1,113 @@
+"""From the words of a command line to a pipeline on a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalekv.cli.output import quiet_libraries
+from scalekv.errors import InvalidInput
+from scalekv.models.catalog import model_names, model_spec
+from scalekv.models.footprint import ModelShape
+
+if TYPE_CHECKING:
+    import torch
+
+    from scalekv.pipelines import InfinityPipeline
+
+TINY = "tiny-random"
+"""A complete pipeline with random weights that needs no download."""
+
+
+def check_model(name: str) -> None:
+    """Refuse what cannot be loaded, before anything heavy is imported.
+
+    Raises:
+        InvalidInput: a known model whose weights are not here, or neither a folder nor a hub name.
+    """
+    path = Path(name).expanduser()
+    if name == TINY or path.is_dir():
+        return
+    if path.exists():
+        raise InvalidInput(f"{name} is a file; make a folder with 'scalekv convert {name} --vae VAE --out FOLDER'.")
+    if name.strip().lower().replace("_", "-") in model_names():
+        spec = model_spec(name)
+        raise InvalidInput(
+            f"The weights of {spec.name} are not here: download {spec.files[0]} and {spec.autoencoder.files[0]} from "
+            f"{spec.repository}, make a folder with 'scalekv convert', and give --model FOLDER."
+        )
+    is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+    if not is_hub_name:
+        raise InvalidInput(f"There is no model folder {name!r}; give a folder, a hub name (owner/name), or {TINY}.")
+
+
+def open_model(name: str, dtype: str | None, device: str | None) -> InfinityPipeline:
+    """Load a pipeline onto a device.
+
+    Raises:
+        InvalidInput: no such model or device.
+        CheckpointError: damaged weights.
+    """
+    check_model(name)
+    import torch
+
+    place = find_device(device)
+    quiet_libraries()
+    from scalekv.pipelines import load_pipeline, tiny_pipeline
+
+    folder = Path(name).expanduser()
+    pipeline: InfinityPipeline
+    if name == TINY:
+        pipeline = tiny_pipeline().to(place)
+        if dtype is not None:
+            pipeline = pipeline.to(getattr(torch, dtype))
+    else:
+        found: Any = load_pipeline(folder if folder.is_dir() else name, dtype=dtype, device=place)
+        pipeline = found
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def find_device(text: str | None) -> torch.device:
+    """The device called ``text``, or the best there is.
+
+    Raises:
+        InvalidInput: no such device, or it is not on this machine.
+    """
+    import torch
+
+    here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        here.append("mps")
+    if text is None:
+        return torch.device(here[-1] if here[-1] == "mps" else "cuda" if len(here) > 1 else "cpu")
+    name = text.strip().lower()
+    if name not in here and not (name == "cuda" and "cuda:0" in here):
+        raise InvalidInput(f"There is no device {text!r}; choose one of {', '.join(here)} (see 'scalekv env').")
+    return torch.device(name)
+
+
+def shape_of_pipeline(pipeline: InfinityPipeline, name: str) -> ModelShape:
+    """What the memory of a loaded pipeline depends on."""
+    from scalekv.planning import Schedule
+
+    transformer, scheduler = pipeline.transformer.config, pipeline.scheduler.config
+    explicit = None if isinstance(scheduler.schedule, str) else Schedule.from_shapes(scheduler.schedule)
+
+    def count(part: torch.nn.Module | None) -> int:
+        return sum(weight.numel() for weight in part.parameters()) if part is not None else 0
+
+    return ModelShape(
+        name=name,
+        layers=transformer.depth,
+        heads=transformer.num_heads,
+        width=transformer.width,
+        transformer_parameters=count(pipeline.transformer),
+        text_encoder_parameters=count(pipeline.text_encoder),
+        autoencoder_parameters=count(pipeline.vae),
+        size=None if explicit else scheduler.size,
+        schedule=explicit,
+        profile=pipeline.profile,
+        pixels_per_token=scheduler.pixels_per_token,
+        decoder_channels=pipeline.vae.config.base_channels,
+    )

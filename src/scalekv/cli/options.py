@@ -1,0 +1,145 @@
+"""Options that several commands share, and how their text is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scalekv.errors import InvalidInput
+from scalekv.planning import Budget, Profile
+from scalekv.policies import Policy, make_policy
+
+DEFAULT_BUDGET = "10%"
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_DTYPE_NICKNAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", envvar="SCALEKV_QUIET", help="No progress and no report.")]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SCALEKV_BUDGET",
+        metavar="SHARE",
+        help="Cache to keep: a share of the lossless cache (10%), bytes (512MiB) or '650 tokens'. "
+        "Default 10%; 100% is exact.",
+        show_default=False,
+    ),
+]
+PolicyOption = Annotated[
+    str, typer.Option(envvar="SCALEKV_POLICY", metavar="NAME", help="Method; see 'scalekv methods'.")
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", envvar="SCALEKV_STRICT", help="Hold the peak under the budget, scratch included.")
+]
+ProfileOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="SCALEKV_PROFILE",
+        metavar="FILE",
+        help="Profile from 'scalekv calibrate'; default the model's own.",
+        show_default=False,
+    ),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SCALEKV_SIZE",
+        metavar="SIZE",
+        help="0.06M, 0.25M, 0.60M, 1M, or WIDTHxHEIGHT in pixels (the nearest there is). Default the model's own.",
+        show_default=False,
+    ),
+]
+Aspect = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SCALEKV_ASPECT",
+        metavar="W:H",
+        help="Width to height: 16:9 or 1.78 (the nearest there is). Default 1:1.",
+        show_default=False,
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(envvar="SCALEKV_DTYPE", metavar="NAME", help="float32, bfloat16 or float16.", show_default=False),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SCALEKV_DEVICE", metavar="NAME", help="cpu, cuda, cuda:1, mps; default the best.", show_default=False
+    ),
+]
+
+
+def policy_from(name: str, budget: str | None, strict: bool) -> Policy:
+    """The policy of a command line; without a budget, 10 % or, for ``full``, all.
+
+    Raises:
+        InvalidInput: an unknown name or a budget that cannot be read.
+    """
+    if budget is None:
+        chosen = make_policy(name)
+        budget = DEFAULT_BUDGET if Budget.parse(chosen.budget).fraction != 1 else "100%"
+    return make_policy(name, budget, strict=strict)
+
+
+def dtype_from(text: str | None) -> str | None:
+    """The full name of a floating-point type.
+
+    Raises:
+        InvalidInput: an unknown one.
+    """
+    if text is None:
+        return None
+    name = text.strip().lower().removeprefix("torch.")
+    name = _DTYPE_NICKNAMES.get(name, name)
+    if name not in DTYPES:
+        raise InvalidInput(f"Unknown dtype {text!r}; choose one of {', '.join(DTYPES)}.")
+    return name
+
+
+def profile_from(path: Path | None) -> Profile | None:
+    """The profile in a file, if one is named.
+
+    Raises:
+        ProfileError: it cannot be read.
+    """
+    return None if path is None else Profile.load(path)
+
+
+def checked(name: str, value: float | None, accepted: Callable[[float], bool], expected: str) -> float | None:
+    """``value`` if it is finite and ``accepted``.
+
+    Raises:
+        InvalidInput: it is not; the message says what is ``expected``.
+    """
+    if value is not None and not (math.isfinite(value) and accepted(value)):
+        raise InvalidInput(f"{name} is {value:g}; expected {expected}.")
+    return value
+
+
+def parse_bytes_option(name: str, text: str | None) -> int | None:
+    """Bytes above zero, such as ``24GB``.
+
+    Raises:
+        InvalidInput: no number and unit, or nothing.
+    """
+    from scalekv.planning import parse_bytes
+
+    if text is None:
+        return None
+    try:
+        count = parse_bytes(text)
+    except ValueError:
+        count = 0
+    if count <= 0:
+        raise InvalidInput(f"{name} is {text!r}; write a number above 0 and a unit, such as '24GB' or '512MiB'.")
+    return count
+
+
+def without_none(**values: Any) -> dict[str, Any]:
+    """The settings that were given; the others stay with their owner's default."""
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,223 @@
+"""What every command prints through: text for people, one JSON object for programs, one sentence for errors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from scalekv.errors import InvalidInput
+
+OK, BUG, INVALID, OUT_OF_MEMORY, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes. Memory has its own, so that a script can try again with a smaller budget."""
+
+_CLICK_ERRORS = tuple(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+class Interrupted(Exception):
+    """The user pressed Ctrl-C."""
+
+
+def as_json(value: Any) -> str:
+    """One JSON text; numbers that JSON does not know become ``null``."""
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return value
+
+
+@dataclass
+class Output:
+    """Where a command's words go: its result to standard output, everything said on the way to standard error.
+
+    Args:
+        json: print one JSON value instead of text.
+        quiet: print neither progress nor report, only warnings and errors.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    stdout: TextIO = field(default_factory=lambda: sys.stdout)
+    stderr: TextIO = field(default_factory=lambda: sys.stderr)
+
+    def say(self, text: str = "", style: str | None = None) -> None:
+        """One line of the result for people; long lines are never broken, so that scripts can read them."""
+        if not (self.json or self.quiet):
+            Console(file=self.stdout, highlight=False, soft_wrap=True).print(Text(text, style or ""))
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> None:
+        """A table; numbers to the right, the columns listed in ``left`` to the left."""
+        if self.json or self.quiet:
+            return
+        console = Console(file=self.stdout, highlight=False)
+        table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, padding=(0, 2, 0, 0))
+        for index, name in enumerate(columns):
+            table.add_column(Text(name), justify="left" if index in left else "right", header_style="bold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        with console.capture() as captured:
+            console.print(table)
+        for line in captured.get().splitlines():
+            self.stdout.write(line.rstrip() + "\n")
+
+    def note(self, text: str) -> None:
+        """One line on standard error about what is going on."""
+        if not self.quiet:
+            self._error_line(text)
+
+    def warn(self, text: str) -> None:
+        """One line on standard error that the user should not miss."""
+        self._error_line(f"Warning: {text}")
+
+    def _error_line(self, text: str) -> None:
+        self.stderr.write(" ".join(text.split()) + "\n")
+        self.stderr.flush()
+
+    def result(self, value: Any) -> None:
+        """The result for programs, in JSON mode."""
+        if self.json:
+            self.stdout.write(as_json(value) + "\n")
+            self.stdout.flush()
+
+    @contextlib.contextmanager
+    def progress(self, description: str, total: int | None = None) -> Iterator[Steps]:
+        """A progress bar on standard error that vanishes at the end; nothing at all if that is no terminal."""
+        console = Console(file=self.stderr)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
+        hidden = self.quiet or not console.is_terminal
+        with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+            yield Steps(bar, bar.add_task(description, total=total, note=""))
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Run the body so that nothing but :meth:`say` and :meth:`result` reaches standard output.
+
+        Libraries that print end up on standard error, and warnings become one plain line each, shown once.
+        """
+        seen: set[str] = set()
+
+        def once(text: str) -> None:
+            if text not in seen:
+                seen.add(text)
+                self.warn(text)
+
+        def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+            # Subclasses (deprecations, numerical notes of libraries) are not meant for whoever types a command.
+            if category is UserWarning:
+                once(str(message))
+
+        handler = _Handler(once)
+        logger = logging.getLogger("scalekv")
+        with contextlib.redirect_stdout(self.stderr), warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = show
+            logger.addHandler(handler)
+            try:
+                yield
+            finally:
+                logger.removeHandler(handler)
+
+
+class _Handler(logging.Handler):
+    """Hands warnings of our own log to ``tell``."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line of the log."""
+        self._tell(record.getMessage())
+
+
+class Steps:
+    """The one bar of a progress display."""
+
+    def __init__(self, bar: Progress, task: Any) -> None:
+        self._bar, self._task = bar, task
+
+    def begin(self, total: int) -> None:
+        """The number of steps has become known."""
+        self._bar.update(self._task, total=total)
+
+    def advance(self, note: str = "") -> None:
+        """One step is done."""
+        self._bar.update(self._task, advance=1, note=note)
+
+
+def quiet_libraries() -> None:
+    """Keep the logs and bars of diffusers and transformers to errors; call it before they load anything."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+
+
+def exit_code_of(error: BaseException) -> tuple[int, str] | None:
+    """Exit code and sentence for an error that is not a bug of ours; ``None`` for a bug."""
+    if isinstance(error, InvalidInput):
+        return INVALID, str(error)
+    if isinstance(error, _CLICK_ERRORS):
+        sentence = str(error.format_message()).rstrip().rstrip(".")  # type: ignore[attr-defined]
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "scalekv"
+        return INVALID, f"{sentence}. See '{path} --help'."
+    if isinstance(error, (Interrupted, KeyboardInterrupt)):
+        return INTERRUPTED, "Interrupted; nothing half-written is left behind."
+    if _is_out_of_memory(error):
+        return OUT_OF_MEMORY, (
+            "Out of memory; give a smaller --budget, --size or -n, and see what will be needed with 'scalekv plan'."
+        )
+    return None
+
+
+def report(error: BaseException, wants_json: bool) -> int:
+    """Print one sentence about ``error`` (and a JSON object if asked for); returns the exit code.
+
+    Raises:
+        BaseException: ``error`` itself, if it is a bug.
+    """
+    known = exit_code_of(error)
+    if known is None:
+        raise error
+    code, sentence = known
+    sentence = " ".join(sentence.split())
+    if wants_json:
+        sys.stdout.write(as_json({"error": sentence}) + "\n")
+        sys.stdout.flush()
+    sys.stderr.write(f"{sentence if code == INTERRUPTED else 'Error: ' + sentence}\n")
+    return code

@@ -1,0 +1,257 @@
+"""``scalekv plan``: what a run will take, before a weight is read."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scalekv.cli.loading import TINY, open_model, shape_of_pipeline
+from scalekv.cli.options import (
+    DTYPES,
+    Aspect,
+    BudgetOption,
+    Json,
+    PolicyOption,
+    ProfileOption,
+    Size,
+    Strict,
+    checked,
+    dtype_from,
+    parse_bytes_option,
+    policy_from,
+    profile_from,
+)
+from scalekv.cli.output import Output
+from scalekv.cli.picture_size import PictureSize
+from scalekv.errors import BudgetError, InvalidInput, ProfileError
+from scalekv.models.catalog import model_names, model_spec
+from scalekv.models.footprint import Footprint, ModelShape, RunShape, schedule_of
+from scalekv.planning import Profile, Schedule, format_bytes
+from scalekv.policies import Policy
+
+TABLE_BUDGETS = ("100%", "50%", "20%", "10%", "4%", "2%")
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What was asked, read and checked."""
+
+    run: RunShape
+    policy: Policy
+    batch: int
+    dtype: str
+    memory: int | None
+    memory_text: str
+    profile_note: str
+
+
+def plan(
+    model: Annotated[
+        str,
+        typer.Option(envvar="SCALEKV_MODEL", metavar="NAME", help=f"{', '.join(model_names())}, or a pipeline folder."),
+    ] = "infinity-2b",
+    budget: BudgetOption = None,
+    policy: PolicyOption = "scalekv",
+    strict: Strict = False,
+    profile: ProfileOption = None,
+    size: Size = None,
+    aspect: Aspect = None,
+    batch: Annotated[int, typer.Option("--batch", "-n", envvar="SCALEKV_BATCH", help="Images at once.")] = 1,
+    guidance: Annotated[
+        float | None,
+        typer.Option(envvar="SCALEKV_GUIDANCE", help="1 means none, which halves the cache.", show_default=False),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(envvar="SCALEKV_DTYPE", metavar="NAME", help="float32, bfloat16 or float16.")
+    ] = "bfloat16",
+    memory: Annotated[
+        str | None,
+        typer.Option(envvar="SCALEKV_MEMORY", metavar="BYTES", help="What there is, such as 24GB.", show_default=False),
+    ] = None,
+    table: Annotated[bool, typer.Option("--table", help="Compare budgets even though one is given.")] = False,
+    json: Json = False,
+) -> None:
+    """Say what a run will take.
+
+    Weights, cache, scratch, and the largest batch that fits into --memory.
+    Known models need no weights. Cache bytes are exact; activations and decoding are estimates.
+    """
+    output, begin = Output(json=json), time.perf_counter()
+    name = dtype_from(dtype) or "bfloat16"
+    wanted, available = PictureSize.parse(size, aspect), parse_bytes_option("--memory", memory)
+    chosen, supplied = policy_from(policy, budget, strict), profile_from(profile)
+    checked("--guidance", guidance, lambda value: value >= 1, "a number from 1")
+    if batch < 1:
+        raise InvalidInput(f"--batch is {batch}; expected at least 1.")
+    with output.guarded():
+        shape = find_shape(model)
+        schedule = schedule_of(shape, wanted.size, wanted.height, wanted.width, wanted.height_over_width)
+        fitting, note = fitting_profile(shape, schedule, supplied)
+        run = RunShape(shape, schedule, 1 if guidance == 1 else 2, DTYPES[name], fitting)
+        question = _Question(run, chosen, batch, name, available, memory or "", note)
+        footprint = run.footprint(chosen, batch)
+        rows = _rows(question) if table or budget is None else []
+        _print_text(output, question, footprint, rows)
+        seconds = time.perf_counter() - begin
+        output.result({**_as_dict(question, footprint), "table": rows, "seconds": seconds})
+
+
+def find_shape(model: str) -> ModelShape:
+    """The shape of a known model, of a pipeline folder, or of an official file whose model is known.
+
+    Raises:
+        InvalidInput: nothing known by this name, and no such folder.
+        CheckpointError: a folder or file that cannot be read.
+    """
+    if model == TINY:
+        return shape_of_pipeline(open_model(model, None, "cpu"), model)
+    path = Path(model).expanduser()
+    if not path.exists():
+        if "/" in model or path.suffix:
+            raise InvalidInput(f"There is no model at {model}; give a folder or one of {', '.join(model_names())}.")
+        return ModelShape.of_spec(model_spec(model))
+    if (path / "model_index.json").is_file():
+        return ModelShape.of_folder(path)
+    from scalekv.models.inspection import inspect_checkpoint
+
+    found = inspect_checkpoint(path)
+    if not found.models:
+        raise InvalidInput(
+            f"{model} is {found.description}, which is no known model; convert it, then plan the folder."
+        )
+    return ModelShape.of_spec(model_spec(found.models[0]))
+
+
+def fitting_profile(shape: ModelShape, schedule: Schedule, supplied: Profile | None) -> tuple[Profile | None, str]:
+    """The profile to plan with, moved onto ``schedule`` if need be, and a sentence about it.
+
+    Raises:
+        ProfileError: the supplied profile is for another model.
+    """
+    known = supplied or shape.profile
+    if known is None:
+        return None, "no profile"
+    if (known.layers, known.heads) != (shape.layers, shape.heads):
+        raise ProfileError(
+            f"The profile is for {known.model} ({known.layers} layers, {known.heads} heads), {shape.name} has "
+            f"{shape.layers} layers and {shape.heads} heads; calibrate this model."
+        )
+    kind = "published roles" if known.roles is not None else "measured"
+    if known.schedule == schedule:
+        return known, f"profile {known.model} ({kind})"
+    width, height = shape.pixels(known.schedule)
+    return known.adapted_to(schedule), f"profile {known.model} ({kind}), adapted from {width}x{height}"
+
+
+def _rows(question: _Question) -> list[dict[str, Any]]:
+    """The table over budgets; a budget that cannot be met says so."""
+    rows = []
+    for text in TABLE_BUDGETS:
+        row: dict[str, Any] = {"budget": text}
+        changed = replace(question.policy, budget=text)
+        try:
+            footprint = question.run.footprint(changed, question.batch)
+        except BudgetError as error:
+            rows.append({**row, "error": str(error)})
+            continue
+        row.update(_cache(footprint), total_bytes=footprint.total_bytes)
+        if question.memory is not None:
+            row["largest_batch"] = question.run.largest_batch(changed, question.memory)
+        rows.append(row)
+    return rows
+
+
+def _cache(footprint: Footprint) -> dict[str, int]:
+    plan, geometry = footprint.plan, footprint.plan.geometry
+    return {
+        "stock_bytes": geometry.stock_bytes,
+        "lossless_bytes": geometry.lossless_bytes,
+        "limit_bytes": plan.limit_bytes,
+        "nominal_bytes": plan.nominal_bytes,
+        "peak_bytes": plan.peak_bytes,
+        "scratch_bytes": plan.scratch_bytes,
+    }
+
+
+def _as_dict(question: _Question, footprint: Footprint) -> dict[str, Any]:
+    run, geometry = question.run, footprint.plan.geometry
+    width, height = run.model.pixels(run.schedule)
+    known = None
+    if run.profile is not None:
+        known = {"model": run.profile.model, "adapted_from": run.profile.details.get("adapted_from")}
+    memory = None
+    if question.memory is not None:
+        batch = run.largest_batch(question.policy, question.memory)
+        memory = {"given_bytes": question.memory, "largest_batch": batch}
+    return {
+        "model": run.model.name,
+        "width": width,
+        "height": height,
+        "schedule": run.schedule.key,
+        "tokens": run.schedule.total_tokens,
+        "batch": question.batch,
+        "rows": geometry.rows,
+        "dtype": question.dtype,
+        "policy": question.policy.name,
+        "settings": question.policy.settings(),
+        "profile": known,
+        "cache": _cache(footprint),
+        "footprint": footprint.to_dict(),
+        "estimates": ["activation_bytes", "decoding_bytes", "total_bytes"],
+        "memory": memory,
+    }
+
+
+def _print_text(output: Output, question: _Question, footprint: Footprint, rows: list[dict[str, Any]]) -> None:
+    run, plan, geometry = question.run, footprint.plan, footprint.plan.geometry
+    width, height = run.model.pixels(run.schedule)
+    images = "1 image" if question.batch == 1 else f"{question.batch} images"
+    output.say(
+        f"{run.model.name}, {width}x{height}, {images}, {question.dtype}: "
+        f"{len(run.schedule)} segments, {run.schedule.total_tokens} tokens",
+        style="bold",
+    )
+    output.say(f"{question.policy.name} at {question.policy.settings()['budget']}, {question.profile_note}")
+    output.say()
+    parts = [("transformer", footprint.transformer_bytes), ("text", footprint.text_encoder_bytes)]
+    parts.append(("VAE", footprint.autoencoder_bytes))
+    listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts)
+    _line(output, "weights", footprint.weights_bytes, listed)
+    _line(output, "cache, stock", geometry.stock_bytes, "what the published code holds")
+    _line(output, "cache, lossless", geometry.lossless_bytes, "exact, this library; 100% of a budget")
+    _line(output, "cache, kept", plan.nominal_bytes, f"{question.policy.name}, between segments")
+    _line(output, "cache, peak", plan.peak_bytes, f"with scratch of up to {format_bytes(plan.scratch_bytes)}")
+    _line(output, "activations", footprint.activation_bytes, "estimate, transformer")
+    _line(output, "decoding", footprint.decoding_bytes, "estimate, after the cache is freed")
+    _line(output, "in all", footprint.total_bytes, "estimate: weights + the larger phase")
+    if question.memory is not None:
+        largest = run.largest_batch(question.policy, question.memory)
+        advice = f"images fit at once into {question.memory_text}" if largest else "not even one image fits"
+        output.say(f"{'largest batch':<16} {largest:>9}  {advice}")
+    if rows:
+        output.say()
+        _print_table(output, question, rows)
+
+
+def _line(output: Output, name: str, size: int, remark: str) -> None:
+    output.say(f"{name:<16} {format_bytes(size):>9}  {remark}")
+
+
+def _print_table(output: Output, question: _Question, rows: list[dict[str, Any]]) -> None:
+    columns = ["budget", "kept", "peak", "in all"]
+    if question.memory is not None:
+        columns.append(f"largest batch in {question.memory_text}")
+    cells = []
+    for row in rows:
+        if "error" in row:
+            cells.append([row["budget"], *["-"] * (len(columns) - 1)])
+            continue
+        sizes = [format_bytes(row[name]) for name in ("nominal_bytes", "peak_bytes", "total_bytes")]
+        cells.append([row["budget"], *sizes, *([str(row["largest_batch"])] if question.memory is not None else [])])
+    output.table(columns, cells)
+    if any("error" in row for row in rows):
+        output.say(f"- means: {next(row['error'] for row in rows if 'error' in row)}")
