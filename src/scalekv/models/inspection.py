@@ -113,8 +113,8 @@ def _autoencoder(path: Path, table: WeightTable, where: str) -> CheckpointInfo:
     shapes = {layout.canonical_vae_name(name): shape for name, shape in table.shapes.items() if "lfq" not in name}
     config = layout.autoencoder_config(shapes, where)
     bits, patch = config["codebook_bits"], config["patch_size"]
-    fits = matching_autoencoders("infinity", bits, patch)
     parameters = _count(shapes)
+    fits = [one for one in matching_autoencoders("infinity", bits, patch) if one.parameters == parameters]
     return CheckpointInfo(
         path=str(path),
         kind=layout.AUTOENCODER,
