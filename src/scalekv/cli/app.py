@@ -79,6 +79,8 @@ def scalekv(
 
     Try: scalekv generate "a lighthouse at dawn"
 
+    Most options can be set in the environment: --budget as SCALEKV_BUDGET.
+
     Exit codes: 0 done, 2 input that cannot be used, 3 out of memory, 130 interrupted, 1 a bug.
     """
     if context.invoked_subcommand is None:

@@ -10,7 +10,21 @@ import typer
 
 from scalekv.cli.files import check_file, read_prompts
 from scalekv.cli.loading import TINY, check_model, open_model
-from scalekv.cli.options import Aspect, Device, Dtype, Json, Quiet, Size, checked, dtype_from, without_none
+from scalekv.cli.options import (
+    SAMPLING,
+    Aspect,
+    Device,
+    Dtype,
+    Guidance,
+    Json,
+    Model,
+    Quiet,
+    Size,
+    checked,
+    dtype_from,
+    option,
+    without_none,
+)
 from scalekv.cli.output import Output
 from scalekv.cli.picture_size import PictureSize
 from scalekv.cli.profile_map import RoleMap, draw_map
@@ -19,26 +33,19 @@ from scalekv.errors import InvalidInput
 
 def calibrate(
     prompts_file: Annotated[Path, typer.Argument(metavar="PROMPTS", help="Text file, one prompt per line; 10 do.")],
-    out: Annotated[Path, typer.Option("--out", "-o", envvar="SCALEKV_OUT", metavar="FILE", help="Profile (.json).")],
-    model: Annotated[
-        str,
-        typer.Option(
-            envvar="SCALEKV_MODEL", metavar="FOLDER", help=f"Pipeline folder or hub name. {TINY} has random weights."
-        ),
-    ] = TINY,
+    out: Annotated[Path, option("--out", "-o", env="OUT", metavar="FILE", help="The profile, a .json name.")],
+    model: Model = TINY,
     name: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Model name in the profile. Default the model's.", show_default=False),
+        str | None, option("--name", metavar="NAME", help="Model name in the profile. Default the model's.")
     ] = None,
+    queries: Annotated[int, option("--queries", help="Queries sampled per segment.")] = 256,
+    top: Annotated[int, option("--top", help="K' of the Attention Selectivity Index.")] = 64,
     size: Size = None,
     aspect: Aspect = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(envvar="SCALEKV_GUIDANCE", help="Default the model's.", show_default=False),
-    ] = None,
-    seed: Annotated[int, typer.Option(envvar="SCALEKV_SEED", help="Prompt i is drawn with seed + i.")] = 0,
-    queries: Annotated[int, typer.Option(help="Queries sampled per segment.")] = 256,
-    top: Annotated[int, typer.Option(help="K' of the Attention Selectivity Index.")] = 64,
+    seed: Annotated[
+        int, option("--seed", "-s", panel=SAMPLING, env="SEED", help="Prompt i is drawn with seed + i.")
+    ] = 0,
+    guidance: Guidance = None,
     dtype: Dtype = None,
     device: Device = None,
     quiet: Quiet = False,

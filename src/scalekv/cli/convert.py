@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from scalekv.cli.files import check_new_folder
-from scalekv.cli.options import Dtype, Json, Quiet, dtype_from
+from scalekv.cli.options import Dtype, Json, Quiet, dtype_from, option
 from scalekv.cli.output import Output, quiet_libraries
 from scalekv.errors import CheckpointError, InvalidInput
 from scalekv.models.catalog import model_names, model_spec
@@ -18,26 +18,24 @@ from scalekv.models.catalog import model_names, model_spec
 
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Transformer: .pth, .safetensors or sharded folder.")],
-    vae: Annotated[Path, typer.Option(metavar="FILE", help="Its picture tokenizer: .pth or .safetensors.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder to make.")],
+    vae: Annotated[Path, option("--vae", metavar="FILE", help="Its picture tokenizer: .pth or .safetensors.")],
+    out: Annotated[Path, option("--out", "-o", env="OUT", metavar="FOLDER", help="Folder to make.")],
     model: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", help=f"{', '.join(model_names())}; default from names and shapes.", show_default=False
-        ),
+        option("--model", "-m", metavar="NAME", help=f"{', '.join(model_names())}. Default by name and shapes."),
     ] = None,
     text_encoder: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="T5 encoder to include: a folder or hub name.", show_default=False),
+        option("--text-encoder", metavar="PATH", help="T5 encoder to include: a folder or hub name. Default none."),
     ] = None,
     dtype: Dtype = None,
     patchify: Annotated[
         bool | None,
-        typer.Option("--patchify/--no-patchify", help="Whether tokens cover 2 x 2 latent pixels.", show_default=False),
+        option("--patchify/--no-patchify", help="Whether tokens cover 2 x 2 latent pixels. Default by the tokenizer."),
     ] = None,
-    ema: Annotated[bool, typer.Option("--ema", help="Take the averaged weights of a fine-tuning checkpoint.")] = False,
-    max_shard_size: Annotated[str, typer.Option(metavar="BYTES", help="Largest weight file.")] = "5GB",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing pipeline folder.")] = False,
+    ema: Annotated[bool, option("--ema", help="Take the averaged weights of a fine-tuning checkpoint.")] = False,
+    max_shard_size: Annotated[str, option("--max-shard-size", metavar="BYTES", help="Largest weight file.")] = "5GB",
+    overwrite: Annotated[bool, option("--overwrite", help="Replace an existing pipeline folder.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:

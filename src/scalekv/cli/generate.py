@@ -14,11 +14,17 @@ from scalekv._version import __version__
 from scalekv.cli.files import picture_paths
 from scalekv.cli.loading import TINY, check_model, open_model
 from scalekv.cli.options import (
+    CACHE,
+    OUTPUT,
+    PICTURE,
+    SAMPLING,
     Aspect,
     BudgetOption,
     Device,
     Dtype,
+    Guidance,
     Json,
+    Model,
     PolicyOption,
     ProfileOption,
     Quiet,
@@ -26,6 +32,7 @@ from scalekv.cli.options import (
     Strict,
     checked,
     dtype_from,
+    option,
     policy_from,
     profile_from,
     without_none,
@@ -80,63 +87,68 @@ class _Request:
 
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw; several are one batch.")],
-    model: Annotated[
-        str,
-        typer.Option(
-            envvar="SCALEKV_MODEL", metavar="FOLDER", help=f"Pipeline folder or hub name. {TINY} has random weights."
-        ),
-    ] = TINY,
+    model: Model = TINY,
     budget: BudgetOption = None,
     policy: PolicyOption = "scalekv",
     strict: Strict = False,
     profile: ProfileOption = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Also draw with the full cache, and write both side by side.")
+        bool,
+        option(
+            "--compare",
+            panel=CACHE,
+            env="COMPARE",
+            help="Also draw with the full cache, and write both side by side, with PSNR.",
+        ),
     ] = False,
     size: Size = None,
     aspect: Aspect = None,
+    count: Annotated[int, option("--count", "-n", panel=PICTURE, env="COUNT", help="Images of each prompt.")] = 1,
     seed: Annotated[
         int | None,
-        typer.Option(
-            envvar="SCALEKV_SEED", help="Image i gets seed + i. Default a random one, reported.", show_default=False
-        ),
+        option("--seed", "-s", panel=SAMPLING, env="SEED", help="Image i gets seed + i. Default random, reported."),
     ] = None,
-    count: Annotated[int, typer.Option("--count", "-n", envvar="SCALEKV_COUNT", help="Images of each prompt.")] = 1,
     negative: Annotated[
         str | None,
-        typer.Option(envvar="SCALEKV_NEGATIVE", metavar="TEXT", help="What to steer away from.", show_default=False),
+        option("--negative", panel=SAMPLING, env="NEGATIVE", metavar="TEXT", help="What to steer away from."),
     ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            envvar="SCALEKV_GUIDANCE",
-            help="How closely to follow the prompt; 1 halves work and cache. Default the model's.",
-            show_default=False,
-        ),
-    ] = None,
+    guidance: Guidance = None,
     temperature: Annotated[
         float | None,
-        typer.Option(envvar="SCALEKV_TEMPERATURE", help="Above 0. Default the model's.", show_default=False),
+        option(
+            "--temperature",
+            panel=SAMPLING,
+            env="TEMPERATURE",
+            metavar="NUMBER",
+            help="Above 0; lower is calmer. Default the model's.",
+        ),
     ] = None,
     top_k: Annotated[
         int | None,
-        typer.Option(envvar="SCALEKV_TOP_K", help="1 takes the likelier bit, 0 is off.", show_default=False),
+        option("--top-k", panel=SAMPLING, env="TOP_K", help="1 takes the likelier bit, 0 is off. Default the model's."),
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(envvar="SCALEKV_TOP_P", help="Bits likelier than this are certain, 0 is off.", show_default=False),
+        option(
+            "--top-p",
+            panel=SAMPLING,
+            env="TOP_P",
+            metavar="NUMBER",
+            help="Bits likelier than this are certain, 0 is off. Default the model's.",
+        ),
     ] = None,
     dtype: Dtype = None,
     device: Device = None,
     out: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--out",
             "-o",
-            envvar="SCALEKV_OUT",
+            panel=OUTPUT,
+            env="OUT",
             metavar="PATH",
-            help="A folder, or a .png name; {prompt}, {seed} and {index} in it are filled in.",
-            show_default=False,
+            help="A folder, or a .png name, in which {prompt}, {seed} and {index} are filled in. Default names in the "
+            "current folder.",
         ),
     ] = None,
     quiet: Quiet = False,
@@ -310,12 +322,13 @@ class _Run:
     def _sheet(self, picture: Image, cache: CacheReport, reference: Image, full: CacheReport, distance: float) -> Image:
         from scalekv.cli.pictures import side_by_side
 
-        budget = self.request.policy.settings()["budget"]
+        budget, several = self.request.policy.settings()["budget"], len(self.request.paths) > 1
+        share = f" for {len(self.request.paths)} images" if several else ""
         quality = "identical" if distance == float("inf") else f"PSNR {distance:.1f} dB"
         return side_by_side(
             [
-                (reference, ["full cache", f"kept {format_bytes(full.kept_bytes)}"]),
-                (picture, [f"{cache.policy}, {budget}", f"kept {format_bytes(cache.kept_bytes)}, {quality}"]),
+                (reference, ["full cache", f"kept {format_bytes(full.kept_bytes)}{share}"]),
+                (picture, [f"{cache.policy}, {budget}", f"kept {format_bytes(cache.kept_bytes)}{share}, {quality}"]),
             ]
         )
 
@@ -323,11 +336,14 @@ class _Run:
         paths = self.request.paths
         if self.model == TINY:
             self.output.note(f"{TINY} has random weights: it draws structure, not what the prompt says.")
-        where = str(paths[0]) if len(paths) == 1 else f"{len(paths)} pictures, {paths[0]} to {paths[-1]}"
-        self.output.say(f"{where}: {cache}")
+        seeds = self.request.seeds
+        where, seed = str(paths[0]), f"seed {seeds[0]}"
+        if len(paths) > 1:
+            where, seed = f"{len(paths)} pictures, {paths[0]} to {paths[-1]}", f"seeds {seeds[0]} to {seeds[-1]}"
+        self.output.say(f"{where}  {cache}, {seed}")
         for comparison in comparisons:
             quality = "identical" if comparison["identical"] else f"PSNR {comparison['psnr_db']:.1f} dB"
-            self.output.say(f"{comparison['path']}: {quality} against the full cache")
+            self.output.say(f"{comparison['path']}  {quality} against the full cache")
 
     def _as_dict(
         self,

@@ -17,59 +17,98 @@ DEFAULT_BUDGET = "10%"
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _DTYPE_NICKNAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else on standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", envvar="SCALEKV_QUIET", help="No progress and no report.")]
+CACHE, PICTURE, SAMPLING, OUTPUT = "Cache", "Picture", "Sampling", "Output"
+
+
+def option(*names: str, help: str, panel: str | None = None, env: str | None = None, metavar: str | None = None) -> Any:
+    """An option; ``env`` is the rest of its ``SCALEKV_*`` variable. Optional ones tell their default in ``help``."""
+    return typer.Option(
+        *names,
+        help=help,
+        rich_help_panel=panel,
+        envvar=f"SCALEKV_{env}" if env else None,
+        show_envvar=False,
+        metavar=metavar,
+    )
+
+
+Json = Annotated[
+    bool, option("--json", panel=OUTPUT, help="Print one JSON value, and nothing else, on standard output.")
+]
+Quiet = Annotated[bool, option("--quiet", "-q", panel=OUTPUT, env="QUIET", help="No progress and no report.")]
 BudgetOption = Annotated[
     str | None,
-    typer.Option(
-        envvar="SCALEKV_BUDGET",
+    option(
+        "--budget",
+        panel=CACHE,
+        env="BUDGET",
         metavar="SHARE",
-        help="Cache to keep: a share of the lossless cache (10%), bytes (512MiB) or '650 tokens'. "
-        "Default 10%; 100% is exact.",
-        show_default=False,
+        help="History to keep: a share of the lossless cache (10%), bytes (512MiB) or '650 tokens'. Default 10%; "
+        "100% is exact.",
     ),
 ]
 PolicyOption = Annotated[
-    str, typer.Option(envvar="SCALEKV_POLICY", metavar="NAME", help="Method; see 'scalekv methods'.")
+    str, option("--policy", panel=CACHE, env="POLICY", metavar="NAME", help="Method; see 'scalekv methods'.")
 ]
 Strict = Annotated[
-    bool, typer.Option("--strict", envvar="SCALEKV_STRICT", help="Hold the peak under the budget, scratch included.")
+    bool, option("--strict", panel=CACHE, env="STRICT", help="Hold the peak under the budget, scratch included.")
 ]
 ProfileOption = Annotated[
     Path | None,
-    typer.Option(
-        envvar="SCALEKV_PROFILE",
+    option(
+        "--profile",
+        panel=CACHE,
+        env="PROFILE",
         metavar="FILE",
         help="Profile from 'scalekv calibrate'; default the model's own.",
-        show_default=False,
     ),
 ]
 Size = Annotated[
     str | None,
-    typer.Option(
-        envvar="SCALEKV_SIZE",
+    option(
+        "--size",
+        panel=PICTURE,
+        env="SIZE",
         metavar="SIZE",
         help="0.06M, 0.25M, 0.60M, 1M, or WIDTHxHEIGHT in pixels (the nearest there is). Default the model's own.",
-        show_default=False,
     ),
 ]
 Aspect = Annotated[
     str | None,
-    typer.Option(
-        envvar="SCALEKV_ASPECT",
+    option(
+        "--aspect",
+        panel=PICTURE,
+        env="ASPECT",
         metavar="W:H",
-        help="Width to height: 16:9 or 1.78 (the nearest there is). Default 1:1.",
-        show_default=False,
+        help="Width to height: 16:9 or 1.78 (the nearest there is). Default square.",
+    ),
+]
+Guidance = Annotated[
+    float | None,
+    option(
+        "--guidance",
+        panel=SAMPLING,
+        env="GUIDANCE",
+        metavar="NUMBER",
+        help="How closely to follow the prompt; 1 halves work and cache. Default the model's.",
     ),
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(envvar="SCALEKV_DTYPE", metavar="NAME", help="float32, bfloat16 or float16.", show_default=False),
+    option("--dtype", env="DTYPE", metavar="NAME", help="float32, bfloat16 or float16. Default as stored."),
 ]
 Device = Annotated[
     str | None,
-    typer.Option(
-        envvar="SCALEKV_DEVICE", metavar="NAME", help="cpu, cuda, cuda:1, mps; default the best.", show_default=False
+    option("--device", env="DEVICE", metavar="NAME", help="cpu, cuda, cuda:1 or mps. Default the best there is."),
+]
+Model = Annotated[
+    str,
+    option(
+        "--model",
+        "-m",
+        env="MODEL",
+        metavar="FOLDER",
+        help="Pipeline folder or hub name; tiny-random needs no download, but its weights are random.",
     ),
 ]
 

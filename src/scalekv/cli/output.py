@@ -59,11 +59,12 @@ class Output:
     quiet: bool = False
     stdout: TextIO = field(default_factory=lambda: sys.stdout)
     stderr: TextIO = field(default_factory=lambda: sys.stderr)
+    _live: Console | None = None
 
     def say(self, text: str = "", style: str | None = None) -> None:
-        """One line of the result for people; long lines are never broken, so that scripts can read them."""
+        """One line of the result for people; broken into several only where a person reads, on a terminal."""
         if not (self.json or self.quiet):
-            Console(file=self.stdout, highlight=False, soft_wrap=True).print(Text(text, style or ""))
+            _print_line(Console(file=self.stdout), text, style)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> None:
         """A table; numbers to the right, the columns listed in ``left`` to the left."""
@@ -90,8 +91,8 @@ class Output:
         self._error_line(f"Warning: {text}")
 
     def _error_line(self, text: str) -> None:
-        self.stderr.write(" ".join(text.split()) + "\n")
-        self.stderr.flush()
+        # A line past a live bar has to go through the bar's own console, or both are garbled.
+        _print_line(self._live or Console(file=self.stderr), " ".join(text.split()))
 
     def result(self, value: Any) -> None:
         """The result for programs, in JSON mode."""
@@ -111,7 +112,11 @@ class Output:
         )
         hidden = self.quiet or not console.is_terminal
         with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-            yield Steps(bar, bar.add_task(description, total=total, note=""))
+            self._live = None if hidden else bar.console
+            try:
+                yield Steps(bar, bar.add_task(description, total=total, note=""))
+            finally:
+                self._live = None
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
@@ -141,6 +146,10 @@ class Output:
                 yield
             finally:
                 logger.removeHandler(handler)
+
+
+def _print_line(console: Console, text: str, style: str | None = None) -> None:
+    console.print(Text(text, style or ""), soft_wrap=not console.is_terminal)
 
 
 class _Handler(logging.Handler):

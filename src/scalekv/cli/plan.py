@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from scalekv.cli.loading import TINY, open_model, shape_of_pipeline
 from scalekv.cli.options import (
+    CACHE,
     DTYPES,
+    PICTURE,
     Aspect,
     BudgetOption,
+    Guidance,
     Json,
     PolicyOption,
     ProfileOption,
@@ -21,6 +22,7 @@ from scalekv.cli.options import (
     Strict,
     checked,
     dtype_from,
+    option,
     parse_bytes_option,
     policy_from,
     profile_from,
@@ -52,27 +54,24 @@ class _Question:
 def plan(
     model: Annotated[
         str,
-        typer.Option(envvar="SCALEKV_MODEL", metavar="NAME", help=f"{', '.join(model_names())}, or a pipeline folder."),
+        option("--model", "-m", env="MODEL", metavar="NAME", help=f"{', '.join(model_names())}, or a pipeline folder."),
     ] = "infinity-2b",
+    memory: Annotated[
+        str | None,
+        option("--memory", env="MEMORY", metavar="BYTES", help="What there is, such as 24GB: how many images fit?"),
+    ] = None,
     budget: BudgetOption = None,
     policy: PolicyOption = "scalekv",
     strict: Strict = False,
     profile: ProfileOption = None,
+    table: Annotated[bool, option("--table", panel=CACHE, help="Compare budgets, as without --budget.")] = False,
     size: Size = None,
     aspect: Aspect = None,
-    batch: Annotated[int, typer.Option("--batch", "-n", envvar="SCALEKV_BATCH", help="Images at once.")] = 1,
-    guidance: Annotated[
-        float | None,
-        typer.Option(envvar="SCALEKV_GUIDANCE", help="1 means none, which halves the cache.", show_default=False),
-    ] = None,
+    batch: Annotated[int, option("--batch", "-n", panel=PICTURE, env="BATCH", help="Images at once.")] = 1,
+    guidance: Guidance = None,
     dtype: Annotated[
-        str, typer.Option(envvar="SCALEKV_DTYPE", metavar="NAME", help="float32, bfloat16 or float16.")
+        str, option("--dtype", env="DTYPE", metavar="NAME", help="float32, bfloat16 or float16.")
     ] = "bfloat16",
-    memory: Annotated[
-        str | None,
-        typer.Option(envvar="SCALEKV_MEMORY", metavar="BYTES", help="What there is, such as 24GB.", show_default=False),
-    ] = None,
-    table: Annotated[bool, typer.Option("--table", help="Compare budgets even though one is given.")] = False,
     json: Json = False,
 ) -> None:
     """Say what a run will take.

@@ -41,11 +41,11 @@ class RoleMap:
         return cls(profile, tuple(tuple(z_scores(row)) for row in table), drafters, str(budget))
 
     def text(self) -> list[str]:
-        """One line per segment, one character per layer, and a legend."""
+        """One line per segment that has a history, one character per layer, and a legend."""
         width = max(len(str(segment)) for segment in self.profile.schedule)
         marks = "".join(str(layer // 10 % 10) if layer % 10 == 0 else " " for layer in range(self.profile.layers))
         lines = [f"{'':>{width}}  {marks}".rstrip()]
-        for segment in self.profile.schedule:
+        for segment in self.profile.schedule.segments[1:]:
             row = "".join(self._mark(segment.index, layer) for layer in range(self.profile.layers))
             lines.append(f"{segment!s:>{width}}  {row}")
         legend = f"{_DRAFTER} drafter at {self.budget}   z-score of ASI: . below -1   - below 0   + below 1   # above"
