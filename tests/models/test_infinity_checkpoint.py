@@ -141,7 +141,8 @@ import resource, sys, torch
 from pathlib import Path
 from scalekv.models.infinity.checkpoint import load_transformer
 def anonymous():
-    return int(next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith('RssAnon')).split()[1])
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return int(next(line for line in lines if line.startswith('RssAnon')).split()[1])
 load_transformer(sys.argv[1])
 before = anonymous()
 seen = []
