@@ -1,0 +1,93 @@
+"""What all benchmarks share: the machine in words, medians, one table, one JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import scalekv
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with the options every benchmark has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; more blur CPU seconds by waiting")
+    parser.add_argument("--repeats", type=int, default=3, help="runs per figure; the median is printed")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    return parser
+
+
+def machine(device: str) -> str:
+    """The machine in one line."""
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
+    threads = f"{torch.get_num_threads()} threads"
+    return f"{name}, {threads}, torch {torch.__version__}, scalekv {scalekv.__version__}, {platform.system()}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def clock(device: str) -> float:
+    """Seconds: of the processor on a CPU (a machine shared with others counts alike), of the wall on a GPU."""
+    synchronize(device)
+    return perf_counter() if device.startswith("cuda") else process_time()
+
+
+def seconds(work: Callable[[], Any], device: str) -> float:
+    """Time of one call."""
+    start = clock(device)
+    work()
+    return clock(device) - start
+
+
+def interleaved(works: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, list[float]]:
+    """Times of several works, taken in turn so that a busy machine disturbs all alike; one unmeasured round first."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for round_ in range(repeats + 1):
+        for name, work in works.items():
+            taken = seconds(work, device)
+            if round_:
+                times[name].append(taken)
+    return times
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median with the range: ``1.23 (1.20-1.31)``."""
+    return f"{statistics.median(values):.3g} ({min(values):.3g}-{max(values):.3g})"
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], device: str) -> None:
+    """Print a table and the machine below it."""
+    table = Table(title=title, caption=machine(device))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=110).print(table)
+
+
+def write(path: Path | None, figures: dict[str, Any], device: str) -> None:
+    """Write the figures as JSON if a path was given."""
+    if path is not None:
+        path.write_text(json.dumps({"machine": machine(device), **figures}, indent=1) + "\n")
