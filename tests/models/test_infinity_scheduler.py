@@ -44,7 +44,7 @@ def test_rotary_positions_round_half_to_even(template: str) -> None:
     schedule = schedules.schedule_for(template, "1M")
     tables = rope_tables(schedule, 8, schedules.extent(template), mode=2)
     index = EXPECTED["rope_mode2_index"][template]
-    columns = index.get("columns", index.get("cols"))
+    columns = index["cols"]
     for segment, rows, across in zip(schedule, index["rows"], columns, strict=True):
         cos, sin = tables.at(segment)
         places = torch.cartesian_prod(torch.tensor(rows).float(), torch.tensor(across).float())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.infinity_oracle import Oracle
 from models.infinity_tiny import EXTENT, FLAGS, SCHEDULE, texts, tiny_transformer
 from parity.infinity_golden import ConcatCache
 from scalekv.errors import InvalidInput
@@ -130,10 +131,11 @@ def forward_all(model: InfinityTransformer, features: list, cache: object = None
     cache, rope = cache or ConcatCache(), model.build_rope(SCHEDULE, EXTENT)
     generator, logits = torch.Generator().manual_seed(0), []
     for segment in SCHEDULE:
-        tokens = torch.randn(1, segment.tokens, model.token_bits, generator=generator).repeat(len(features), 1, 1)
+        tokens = None
+        if segment.index:
+            tokens = torch.randn(1, segment.tokens, model.token_bits, generator=generator).repeat(len(features), 1, 1)
         cache.begin(segment)
-        first = segment.index == 0
-        logits.append(model(None if first else tokens, condition, segment, rope, cache, **options))
+        logits.append(model(tokens, condition, segment, rope, cache, **options))
     return logits
 
 
@@ -150,6 +152,35 @@ def test_low_precision_follows_float32(flags: dict) -> None:
             assert ours.dtype == torch.float32
             assert ours.shape == theirs.shape
             assert (ours - theirs).norm() <= allowed * theirs.norm()
+
+
+COMBINED = [
+    {"rms_norm": True, "swiglu": True, "head_aln": False, "head_depth": 2, "input_norm": True},
+    {"shared_aln": False, "rms_norm": True, "head_depth": 2, "cos_attn": False, "level_embedding_per_chunk": True},
+    {"patchify": True, "input_norm": True, "cross_attn_layer_scale": 0.1, "level_embedding_per_chunk": True},
+    {"block_chunks": 4, "level_embedding_per_chunk": True, "norm_eps": 1e-3, "swiglu": True, "shared_aln": False},
+]
+
+
+@pytest.mark.parametrize("insertion", [[0], [0, -1, -3]], ids=str)
+@pytest.mark.parametrize("flags", FLAGS + COMBINED, ids=str)
+@torch.no_grad()
+def test_every_flag_follows_the_formulas(flags: dict, insertion: list[int]) -> None:
+    model, generator = tiny_transformer(**flags), torch.Generator().manual_seed(1)
+    for name, value in model.state_dict().items():
+        value.add_(torch.randn(value.shape, generator=generator) * (1.5 if "scale_mul" in name else 0.1))
+    model.double()
+    features = texts(5, 3)
+    rows = [*features, model.cfg_uncond[:5].float(), model.cfg_uncond[:3].float()]
+    oracle = Oracle(model.state_dict(), dict(model.config), rows)
+    found = forward_all(model, features, guidance=3.0, cfg_insertion_layer=insertion)
+    rope, generator = model.build_rope(SCHEDULE, EXTENT), torch.Generator().manual_seed(0)
+    mixed = {4 + entry for entry in insertion if entry < 0}
+    for segment in SCHEDULE:
+        tokens = torch.randn(segment.tokens, model.token_bits, generator=generator) if segment.index else None
+        angles = tuple(table.double() for table in rope.at(segment))
+        expected = oracle.segment(segment.index, tokens, angles, 3.0, mixed)
+        torch.testing.assert_close(found[segment.index], torch.stack(expected).float(), atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()

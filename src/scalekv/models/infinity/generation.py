@@ -87,7 +87,7 @@ def generate(
     limits = _per_segment("top_k", top_k, schedule), _per_segment("top_p", top_p, schedule)
     _check(transformer, condition, schedule, scales, heats, cfg_insertion_layer, forced_bits)
     patch, final = transformer.patch_size, _grid(schedule[-1], transformer)
-    codes, bits, tokens = torch.zeros((), device=rope.cos.device), [], None
+    codes, tokens, bits = None, None, []
     for segment in schedule:
         step = segment.index
         cache.begin(segment)
@@ -102,7 +102,8 @@ def generate(
         if step < len(forced_bits):
             drawn = forced_bits[step].to(drawn).view_as(drawn)
         bits.append(drawn)
-        codes = codes + resize(bits_to_codes(drawn), final)
+        added = resize(bits_to_codes(drawn), final)
+        codes = added if codes is None else codes + added
         answer = None if on_segment is None else on_segment(segment, codes, logits)
         if answer is True:
             break
@@ -110,6 +111,7 @@ def generate(
             codes = answer
         if not schedule.is_last(segment):
             tokens = patchify(resize(codes, _grid(schedule[step + 1], transformer)), patch)
+    assert codes is not None
     return Generation(codes, bits)
 
 

@@ -629,9 +629,9 @@ class InfinityTransformer(ModelMixin, ConfigMixin):
         """The dtype self attention computes in, and in which its cache holds keys and values."""
         return self.ordered_blocks[0].sa.q_bias.dtype
 
-    def build_rope(self, schedule: Schedule, extent: tuple[int, int]) -> RopeTables:
-        """The rotary tables of ``schedule`` for this network, on its device; see `rope_tables`."""
-        return rope_tables(schedule, self.head_dim, extent, self.config.rope_mode, self.device)
+    def build_rope(self, schedule: Schedule, extent: tuple[int, int], device: torch.device | None = None) -> RopeTables:
+        """The rotary tables of ``schedule`` for this network, on ``device`` (default: its own); see `rope_tables`."""
+        return rope_tables(schedule, self.head_dim, extent, self.config.rope_mode, device or self.device)
 
     def prepare_text(
         self,
@@ -707,7 +707,7 @@ class InfinityTransformer(ModelMixin, ConfigMixin):
         self._fill(condition)
         states = self._embed(latent_tokens, condition, segment)
         level = widen(self.lvl_embed(torch.full((1,), segment.index, device=states.device)))
-        cos, sin = rope.at(segment)
+        cos, sin = (table.to(states.device) for table in rope.at(segment))
         for block in self.ordered_blocks:
             if block.layer % self._level_period == 0:
                 states = states + level
