@@ -26,9 +26,11 @@ def parse_bytes(text: str) -> int:
 
 def format_bytes(count: int) -> str:
     """``count`` bytes with three significant figures in binary units: ``'1.07 GiB'``."""
+    if abs(count) < 1024:
+        return f"{count} B"
     size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1000:
-            return f"{count} B" if unit == "B" else f"{size:.3g} {unit}"
+    for unit in ("KiB", "MiB", "GiB"):
         size /= 1024
-    return f"{size:.3g} TiB"
+        if abs(size) < 1000:
+            return f"{size:.3g} {unit}"
+    return f"{size / 1024:.3g} TiB"

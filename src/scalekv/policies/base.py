@@ -140,8 +140,8 @@ class Policy(ABC):
             kind = "strict budget" if self.strict else "budget"
             smallest = build.smallest()
             raise BudgetError(
-                f"No {self.name} plan fits the {kind} of {Budget.parse(self.budget)} ({format_bytes(limit)} here); the "
-                f"smallest feasible one for this model, size and batch is {smallest} B ({format_bytes(smallest)})."
+                f"No {self.name} plan fits the {kind} of {Budget.parse(self.budget)}, here {limit} B; the smallest "
+                f"feasible one for this model, size and batch is {smallest} B ({format_bytes(smallest)})."
             )
         return plan
 
