@@ -23,6 +23,7 @@ from scalekv.cli.options import (
     checked,
     dtype_from,
     option,
+    whole,
     without_none,
 )
 from scalekv.cli.output import Output
@@ -33,17 +34,17 @@ from scalekv.errors import InvalidInput
 
 def calibrate(
     prompts_file: Annotated[Path, typer.Argument(metavar="PROMPTS", help="Text file, one prompt per line; 10 do.")],
-    out: Annotated[Path, option("--out", "-o", env="OUT", metavar="FILE", help="The profile, a .json name.")],
+    out: Annotated[Path, option("--out", "-o", metavar="FILE", help="The profile, a .json name.")],
     model: Model = TINY,
     name: Annotated[
         str | None, option("--name", metavar="NAME", help="Model name in the profile. Default the model's.")
     ] = None,
-    queries: Annotated[int, option("--queries", help="Queries sampled per segment.")] = 256,
-    top: Annotated[int, option("--top", help="K' of the Attention Selectivity Index.")] = 64,
+    queries: Annotated[int, option("--queries", parser=whole, help="Queries sampled per segment.")] = 256,
+    top: Annotated[int, option("--top", parser=whole, help="K' of the Attention Selectivity Index.")] = 64,
     size: Size = None,
     aspect: Aspect = None,
     seed: Annotated[
-        int, option("--seed", "-s", panel=SAMPLING, env="SEED", help="Prompt i is drawn with seed + i.")
+        int, option("--seed", "-s", panel=SAMPLING, env="SEED", parser=whole, help="Prompt i is drawn with seed + i.")
     ] = 0,
     guidance: Guidance = None,
     dtype: Dtype = None,

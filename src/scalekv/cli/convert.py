@@ -19,7 +19,7 @@ from scalekv.models.catalog import model_names, model_spec
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Transformer: .pth, .safetensors or sharded folder.")],
     vae: Annotated[Path, option("--vae", metavar="FILE", help="Its picture tokenizer: .pth or .safetensors.")],
-    out: Annotated[Path, option("--out", "-o", env="OUT", metavar="FOLDER", help="Folder to make.")],
+    out: Annotated[Path, option("--out", "-o", metavar="FOLDER", help="Folder to make.")],
     model: Annotated[
         str | None,
         option("--model", "-m", metavar="NAME", help=f"{', '.join(model_names())}. Default by name and shapes."),
@@ -71,5 +71,6 @@ def convert(
             overwrite=overwrite,
         )
         seconds = time.perf_counter() - begin
-        output.say(f"{folder}: {inspect_checkpoint(folder).description}, {seconds:.1f} s")
-        output.result({"path": str(folder), "seconds": seconds, **inspect_checkpoint(folder).to_dict()})
+        found = inspect_checkpoint(folder)
+        output.say(f"{folder}  {found.description}, {seconds:.1f} s")
+        output.result({**found.to_dict(), "seconds": seconds})

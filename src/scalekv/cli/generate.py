@@ -35,6 +35,8 @@ from scalekv.cli.options import (
     option,
     policy_from,
     profile_from,
+    real,
+    whole,
     without_none,
 )
 from scalekv.cli.output import Output
@@ -86,7 +88,7 @@ class _Request:
 
 
 def generate(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw; several are one batch.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="What to draw; several are one batch.")],
     model: Model = TINY,
     budget: BudgetOption = None,
     policy: PolicyOption = "scalekv",
@@ -103,10 +105,19 @@ def generate(
     ] = False,
     size: Size = None,
     aspect: Aspect = None,
-    count: Annotated[int, option("--count", "-n", panel=PICTURE, env="COUNT", help="Images of each prompt.")] = 1,
+    count: Annotated[
+        int, option("--count", "-n", panel=PICTURE, env="COUNT", parser=whole, help="Images of each prompt.")
+    ] = 1,
     seed: Annotated[
         int | None,
-        option("--seed", "-s", panel=SAMPLING, env="SEED", help="Image i gets seed + i. Default random, reported."),
+        option(
+            "--seed",
+            "-s",
+            panel=SAMPLING,
+            env="SEED",
+            parser=whole,
+            help="Image i gets seed + i. Default random, reported.",
+        ),
     ] = None,
     negative: Annotated[
         str | None,
@@ -119,13 +130,19 @@ def generate(
             "--temperature",
             panel=SAMPLING,
             env="TEMPERATURE",
-            metavar="NUMBER",
+            parser=real,
             help="Above 0; lower is calmer. Default the model's.",
         ),
     ] = None,
     top_k: Annotated[
         int | None,
-        option("--top-k", panel=SAMPLING, env="TOP_K", help="1 takes the likelier bit, 0 is off. Default the model's."),
+        option(
+            "--top-k",
+            panel=SAMPLING,
+            env="TOP_K",
+            parser=whole,
+            help="1 takes the likelier bit, 0 is off. Default the model's.",
+        ),
     ] = None,
     top_p: Annotated[
         float | None,
@@ -133,7 +150,7 @@ def generate(
             "--top-p",
             panel=SAMPLING,
             env="TOP_P",
-            metavar="NUMBER",
+            parser=real,
             help="Bits likelier than this are certain, 0 is off. Default the model's.",
         ),
     ] = None,

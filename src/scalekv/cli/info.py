@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="Checkpoint file, sharded folder, pipeline folder or profile.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Checkpoint file, sharded folder, pipeline folder or profile.")
+    ],
     json: Json = False,
 ) -> None:
     """Tell what is in a file or folder.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,10 @@ def check_model(name: str) -> None:
         InvalidInput: a known model whose weights are not here, or neither a folder nor a hub name.
     """
     path = Path(name).expanduser()
-    if name == TINY or path.is_dir():
+    if name == TINY:
+        return
+    if path.is_dir():
+        _check_text_encoder(path)
         return
     if path.exists():
         raise InvalidInput(f"{name} is a file; make a folder with 'scalekv convert {name} --vae VAE --out FOLDER'.")
@@ -39,6 +43,19 @@ def check_model(name: str) -> None:
     is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
     if not is_hub_name:
         raise InvalidInput(f"There is no model folder {name!r}; give a folder, a hub name (owner/name), or {TINY}.")
+
+
+def _check_text_encoder(folder: Path) -> None:
+    """Weights take long to read; the index says at once that prompts cannot be encoded."""
+    try:
+        parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        left_out = list(parts["text_encoder"]) == [None, None]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # the loader says what is wrong with such a folder
+    if left_out:
+        raise InvalidInput(
+            f"{folder} has no text encoder; convert it again with --text-encoder google/flan-t5-xl (or a local copy)."
+        )
 
 
 def open_model(name: str, dtype: str | None, device: str | None) -> InfinityPipeline:

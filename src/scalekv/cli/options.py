@@ -20,15 +20,33 @@ _DTYPE_NICKNAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "h
 CACHE, PICTURE, SAMPLING, OUTPUT = "Cache", "Picture", "Sampling", "Output"
 
 
-def option(*names: str, help: str, panel: str | None = None, env: str | None = None, metavar: str | None = None) -> Any:
+def whole(text: str | int) -> int:
+    """Read a whole number; typer's own message does not say what was given."""
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a whole number") from None
+
+
+def real(text: str | float) -> float:
+    """Read a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number") from None
+
+
+def option(*names: str, help: str, panel: str | None = None, env: str | None = None, **settings: Any) -> Any:
     """An option; ``env`` is the rest of its ``SCALEKV_*`` variable. Optional ones tell their default in ``help``."""
+    if settings.get("parser") in (whole, real):
+        settings["metavar"] = "NUMBER"
     return typer.Option(
         *names,
         help=help,
         rich_help_panel=panel,
         envvar=f"SCALEKV_{env}" if env else None,
         show_envvar=False,
-        metavar=metavar,
+        **settings,
     )
 
 
@@ -89,7 +107,7 @@ Guidance = Annotated[
         "--guidance",
         panel=SAMPLING,
         env="GUIDANCE",
-        metavar="NUMBER",
+        parser=real,
         help="How closely to follow the prompt; 1 halves work and cache. Default the model's.",
     ),
 ]

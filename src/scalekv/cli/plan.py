@@ -26,6 +26,7 @@ from scalekv.cli.options import (
     parse_bytes_option,
     policy_from,
     profile_from,
+    whole,
 )
 from scalekv.cli.output import Output
 from scalekv.cli.picture_size import PictureSize
@@ -67,7 +68,9 @@ def plan(
     table: Annotated[bool, option("--table", panel=CACHE, help="Compare budgets, as without --budget.")] = False,
     size: Size = None,
     aspect: Aspect = None,
-    batch: Annotated[int, option("--batch", "-n", panel=PICTURE, env="BATCH", help="Images at once.")] = 1,
+    batch: Annotated[
+        int, option("--batch", "-n", panel=PICTURE, env="BATCH", parser=whole, help="Images at once.")
+    ] = 1,
     guidance: Guidance = None,
     dtype: Annotated[
         str, option("--dtype", env="DTYPE", metavar="NAME", help="float32, bfloat16 or float16.")
@@ -83,7 +86,7 @@ def plan(
     name = dtype_from(dtype) or "bfloat16"
     wanted, available = PictureSize.parse(size, aspect), parse_bytes_option("--memory", memory)
     chosen, supplied = policy_from(policy, budget, strict), profile_from(profile)
-    checked("--guidance", guidance, lambda value: value >= 1, "a number from 1")
+    checked("--guidance", guidance, lambda value: value >= 0, "a number from 0")
     if batch < 1:
         raise InvalidInput(f"--batch is {batch}; expected at least 1.")
     with output.guarded():
@@ -218,7 +221,7 @@ def _print_text(output: Output, question: _Question, footprint: Footprint, rows:
     output.say()
     parts = [("transformer", footprint.transformer_bytes), ("text", footprint.text_encoder_bytes)]
     parts.append(("VAE", footprint.autoencoder_bytes))
-    listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts)
+    listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts if size)
     _line(output, "weights", footprint.weights_bytes, listed)
     _line(output, "cache, stock", geometry.stock_bytes, "what the published code holds")
     _line(output, "cache, lossless", geometry.lossless_bytes, "exact, this library; 100% of a budget")

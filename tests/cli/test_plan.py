@@ -1,0 +1,148 @@
+"""``scalekv plan``: the figures, and that they are the ones a run reports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scalekv.models.catalog import model_names, model_spec
+from scalekv.models.footprint import ModelShape, RunShape, schedule_of
+from scalekv.planning import Profile
+from scalekv.policies import Full, ScaleKV
+
+MIB = 2**20
+
+
+def test_published_table_of_infinity_8b(answer):
+    found = answer("plan", "--model", "infinity-8b", "--batch", "8", "--budget", "10%")
+    assert found["cache"]["lossless_bytes"] == 56218.75 * MIB
+    assert round(found["cache"]["stock_bytes"] / MIB, 1) == 138088.1
+    assert found["cache"]["nominal_bytes"] <= 0.1 * found["cache"]["lossless_bytes"]
+    assert found["cache"]["peak_bytes"] > found["cache"]["nominal_bytes"]
+    assert found["profile"] == {"model": "infinity-8b", "adapted_from": None}
+    assert found["table"] == []
+
+
+@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("size", ["0.06M", "0.25M", "0.60M", "1M", "512x384"])
+def test_every_known_model_and_size(answer, name, size):
+    found = answer("plan", "--model", name, "--size", size)
+    assert [row["budget"] for row in found["table"]] == ["100%", "50%", "20%", "10%", "4%", "2%"]
+    assert found["table"][0]["nominal_bytes"] == found["cache"]["lossless_bytes"]
+    assert found["footprint"]["weights_bytes"] > 2 * model_spec(name).parameters
+
+
+def test_memory_names_the_largest_batch(answer):
+    batch = answer("plan", "--budget", "10%", "--memory", "24GB")["memory"]["largest_batch"]
+    fits = answer("plan", "--budget", "10%", "--batch", str(batch))["footprint"]["total_bytes"]
+    over = answer("plan", "--budget", "10%", "--batch", str(batch + 1))["footprint"]["total_bytes"]
+    assert fits <= 24e9 < over
+
+
+def test_compression_fits_more_images(answer):
+    rows = {row["budget"]: row["largest_batch"] for row in answer("plan", "--memory", "24GB")["table"]}
+    assert 0 < rows["100%"] < rows["20%"] <= rows["2%"]
+
+
+def test_too_little_memory_is_an_answer(answer, run):
+    assert answer("plan", "--memory", "1GB")["memory"]["largest_batch"] == 0
+    assert "not even one image fits" in run("plan", "--memory", "1GB").stdout
+
+
+@pytest.mark.parametrize("memory", [10 * 2**30, 24 * 10**9, 200 * 2**30])
+@pytest.mark.parametrize("policy", [Full(), ScaleKV(), ScaleKV("10%", strict=True), ScaleKV("2GiB")])
+def test_largest_batch_is_the_largest(memory, policy):
+    shape = ModelShape.of_spec(model_spec("infinity-2b"))
+    schedule = schedule_of(shape, "0.25M")
+    run = RunShape(shape, schedule, 2, 2, shape.profile.adapted_to(schedule))
+    batch = run.largest_batch(policy, memory)
+    assert run.footprint(policy, batch).total_bytes <= memory < run.footprint(policy, batch + 1).total_bytes
+
+
+def test_guidance_of_one_halves_the_cache(answer):
+    with_guidance, without = answer("plan"), answer("plan", "--guidance", "1")
+    assert without["cache"]["lossless_bytes"] * 2 == with_guidance["cache"]["lossless_bytes"]
+
+
+def test_strict_holds_the_peak(answer):
+    cache = answer("plan", "--budget", "10%", "--strict")["cache"]
+    assert cache["peak_bytes"] <= cache["limit_bytes"]
+
+
+def test_wide_pictures_are_wide(answer):
+    found = answer("plan", "--aspect", "16:9")
+    assert found["width"] > found["height"]
+    assert found["profile"]["adapted_from"]
+
+
+def test_adapted_profile_is_said(run):
+    assert "adapted from 1024x1024" in run("plan", "--size", "0.25M").stdout
+
+
+def test_infeasible_budgets_are_dashes(run, answer):
+    rows = answer("plan", "--policy", "full")["table"]
+    assert ["error" in row for row in rows] == [False, True, True, True, True, True]
+    assert "- means: No full plan fits" in run("plan", "--policy", "full").stdout
+
+
+def test_text_fits_eighty_columns(run):
+    lines = run("plan", "--model", "infinity-8b", "--batch", "8", "--memory", "80GB").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("\x1b" in line or "─" in line for line in lines)
+
+
+def test_folder_and_its_own_profile(answer, tiny_folder, tiny_profile, folder):
+    found = answer("plan", "--model", str(tiny_folder), "--dtype", "float32", "--budget", "10%")
+    assert found["footprint"]["transformer_bytes"] == 4 * _parameters(tiny_folder / "transformer")
+    assert found["profile"] is None
+    tiny_profile.save(folder / "profile.json")
+    named = answer("plan", "--model", str(tiny_folder), "--profile", "profile.json", "--budget", "10%")
+    assert named["profile"]["model"] == "tiny"
+
+
+def _parameters(folder: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(next(folder.glob("*.safetensors")), "pt") as file:
+        return sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
+
+
+def test_tiny_model_needs_no_folder(answer):
+    assert answer("plan", "--model", "tiny-random", "--budget", "10%")["model"] == "tiny-random"
+
+
+def test_environment_variables(answer, monkeypatch):
+    monkeypatch.setenv("SCALEKV_BUDGET", "20%")
+    monkeypatch.setenv("SCALEKV_MODEL", "infinity-8b")
+    found = answer("plan")
+    assert (found["model"], found["settings"]["budget"]) == ("infinity-8b", "20%")
+
+
+def test_warning_is_one_line_once(run):
+    result = run("plan", "--model", "infinity-125m")
+    assert result.stderr.startswith("Warning: ScaleKV runs without a profile")
+    assert result.stderr.count("\n") == 1
+
+
+def test_builtin_profiles_fit_their_models():
+    for name in model_names():
+        known = Profile.builtin(model_spec(name).profile)
+        assert known is None or known.layers == model_spec(name).layers
+
+
+def test_help_plan_and_methods_import_no_torch(folder):
+    code = (
+        "import sys, contextlib, io\n"
+        "import scalekv.planning\n"
+        "from scalekv.cli.app import app\n"
+        "for words in (['--help'], ['generate', '--help'], ['plan', '--json'], ['methods']):\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "        app(words)\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
