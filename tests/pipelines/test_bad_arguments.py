@@ -83,6 +83,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "policy name": ({"kv_cache": "scalekv"}, "kv_cache must be a policy such as"),
     "bits of another shape": ({"forced_bits": [torch.zeros(1, 2, 2, 16)]}, "Forced bits of segment 0 are"),
     "too many bits": ({"forced_bits": [torch.zeros(1, 1, 1, 16)] * 11}, "Got forced bits for 11 segments"),
+    "bits that are no tensors": ({"forced_bits": [[1]]}, "forced_bits must be a list of tensors"),
     "profile of another type": ({"profile": 3}, "profile must be a Profile, its file or a known name, got int"),
 }
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipelines.helpers import draw, equal, quiet_pipeline
+from scalekv.errors import InvalidInput
 from scalekv.pipelines import InfinityPipeline
 from scalekv.policies import SlidingWindow
 
@@ -130,3 +131,8 @@ def test_a_failing_decoder_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch
         del caught
     assert tensors_alive() == known
     assert equal(draw(pipeline), before)
+
+
+def test_latents_of_another_shape_are_refused(pipeline: InfinityPipeline) -> None:
+    with pytest.raises(InvalidInput, match=r"latents from callback_on_step_end must have shape \(1, 16, 16, 16\)"):
+        draw(pipeline, callback_on_step_end=lambda *_: {"latents": torch.zeros(1)})

@@ -149,3 +149,17 @@ def test_a_text_encoder_of_another_width(files: tuple[Path, Path, Path], tmp_pat
 def test_an_unknown_model_name(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="No known model is called 'infinity-3b'"):
         convert(files[0], files[1], tmp_path / "out", model="infinity-3b")
+
+
+def test_half_precision_keeps_what_published_runs_keep(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    transformer, vae, encoder = files
+    direct = InfinityPipeline.from_single_file(transformer, vae, text_encoder=encoder, dtype="bfloat16")
+    folder = convert(transformer, vae, tmp_path / "out", text_encoder=encoder, dtype="bfloat16")
+    again = load_pipeline(folder)
+    left, right = direct.transformer.state_dict(), again.transformer.state_dict()
+    assert all(torch.equal(left[name], right[name]) and left[name].dtype == right[name].dtype for name in left)
+    assert right["word_embed.weight"].dtype == torch.float32
+    for pipeline in (direct, again):
+        pipeline.set_progress_bar_config(disable=True)
+    settings = {"size": "0.06M", "guidance_scale": 2.0}
+    assert equal(draw(direct, **settings), draw(again, **settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from operator import index
 from typing import Any
 
@@ -69,17 +70,36 @@ def check_numbers(name: str, value: Any, segments: int, above: float = -math.inf
     """
     listed = list(value) if isinstance(value, (list, tuple)) else [value] * segments
     for number in listed:
-        if (
-            isinstance(number, bool)
-            or not isinstance(number, (int, float))
-            or not math.isfinite(number)
-            or number <= above
-        ):
+        if isinstance(number, bool) or not isinstance(number, Real) or not above < float(number) < math.inf:
             limit = "" if above == -math.inf else f" above {above:g}"
             raise InvalidInput(f"{name} must be a number{limit}, or one per segment, got {_shown(value)}.")
     if len(listed) < segments:
         raise InvalidInput(f"{name} has {len(listed)} numbers for {segments} segments; give one, or one per segment.")
     return [float(number) for number in listed[:segments]]
+
+
+def check_tensors(name: str, tensors: Any) -> list[Tensor]:
+    """Tensors as a list; ``None`` is no tensor.
+
+    Raises:
+        InvalidInput: something else.
+    """
+    listed: list[Any] = [] if tensors is None else list(tensors) if isinstance(tensors, (list, tuple)) else [None]
+    if not all(isinstance(one, Tensor) for one in listed):
+        raise InvalidInput(f"{name} must be a list of tensors, one per segment, got {_shown(tensors)}.")
+    return listed
+
+
+def check_like(name: str, tensor: Any, like: Tensor | None) -> Tensor:
+    """``tensor`` if it has the shape of ``like``.
+
+    Raises:
+        InvalidInput: no tensor, or another shape.
+    """
+    if not isinstance(tensor, Tensor) or (like is not None and tensor.shape != like.shape):
+        expected = "a tensor" if like is None else f"shape {tuple(like.shape)}"
+        raise InvalidInput(f"The {name} must have {expected}, got {_shown(tensor)}.")
+    return tensor
 
 
 def check_share(name: str, value: Any) -> float:
@@ -88,7 +108,7 @@ def check_share(name: str, value: Any) -> float:
     Raises:
         InvalidInput: no number, or outside.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise InvalidInput(f"{name} must lie between 0 (off) and 1, got {_shown(value)}.")
     return float(value)
 

@@ -138,6 +138,16 @@ def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
     return dtypes
 
 
+def keep_stored_dtypes(network: Any, folder: Path) -> None:
+    """Put back weights that loading rounded: published runs keep all but the blocks in float32 (infinity.md 2.5)."""
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    with WeightFile(folder) as file:
+        table = file.tables[""]
+        for name, tensor in tensors.items():
+            if table.dtypes[name] != tensor.dtype and not tensor.is_meta:
+                tensor.data = table.read(name).to(tensor.device, copy=True)
+
+
 def check_partners(transformer: Any, vae: Any, text_encoder: Any) -> None:
     """Refuse a tokenizer or text encoder of another width than the transformer's.
 

@@ -78,9 +78,11 @@ class InfinityPipeline(DiffusionPipeline):
         """
         folder = folders.local_folder(cls, pretrained_model_name_or_path, kwargs)
         folders.check_folder(folder, given=kwargs)
-        if "dtype" not in kwargs and "torch_dtype" not in kwargs:
-            kwargs["dtype"] = folders.stored_dtypes(folder)
-        pipeline: Self = super().from_pretrained(folder, **kwargs)
+        as_stored = "dtype" not in kwargs and "torch_dtype" not in kwargs
+        options = {**kwargs, "dtype": folders.stored_dtypes(folder)} if as_stored else kwargs
+        pipeline: Self = super().from_pretrained(folder, **options)
+        if as_stored and "transformer" not in kwargs:
+            folders.keep_stored_dtypes(pipeline.transformer, folder / "transformer")
         if (folder / PROFILE_FILE).is_file():
             pipeline.profile = Profile.load(folder / PROFILE_FILE)
         return pipeline
@@ -203,6 +205,7 @@ class InfinityPipeline(DiffusionPipeline):
         negatives = steps.negatives_of(negative_prompt, negative_prompt_embeds, config.text_channels, len(prompts))
         copies = arguments.check_count("num_images_per_prompt", num_images_per_prompt)
         generators = arguments.check_generators(generator, len(prompts) * copies)
+        forced = arguments.check_tensors("forced_bits", forced_bits)
         arguments.check_choice("output_type", output_type, arguments.OUTPUT_TYPES)
         for name in callback_on_step_end_tensor_inputs:
             arguments.check_choice("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
@@ -216,9 +219,8 @@ class InfinityPipeline(DiffusionPipeline):
             # 3. Encode the text.
             text = steps.encode(self, prompts, device)
             against = steps.encode_negatives(self, negatives, text.features, device) if sampling.guided else None
-            condition = self.transformer.prepare_text(
-                steps.repeat(text.features, copies), steps.repeat(against, copies), sampling.guided
-            )
+            text_rows = steps.repeat(text.features, copies)
+            condition = self.transformer.prepare_text(text_rows, steps.repeat(against, copies), sampling.guided)
 
             # 4. Draw the segments.
             rope = rope_tables(resolved.schedule, geometry.head_dim, resolved.extent, config.rope_mode, device)
@@ -229,7 +231,7 @@ class InfinityPipeline(DiffusionPipeline):
                     bar.update()
                     found = {"latents": codes, "logits": logits}
                     chosen = {name: found[name] for name in callback_on_step_end_tensor_inputs}
-                    changed = self._step_end(callback_on_step_end, segment, chosen)
+                    changed = steps.call_back(self, callback_on_step_end, segment, chosen)
                     return True if self._interrupt else changed
 
                 drawn = generate(
@@ -244,11 +246,12 @@ class InfinityPipeline(DiffusionPipeline):
                     top_p=sampling.top_p,
                     cfg_insertion_layer=sampling.cfg_insertion_layer,
                     generator=generators,
-                    forced_bits=forced_bits or (),
+                    forced_bits=forced,
                     on_segment=on_segment,
                 )
 
-            # 5. Decode.
+            # 5. Decode, without the text that the layers held.
+            del condition, text_rows, against
             images = drawn.codes
             if output_type != "latent":
                 images = to_output(self.vae.decode(images), output_type)
@@ -290,14 +293,6 @@ class InfinityPipeline(DiffusionPipeline):
     @property
     def attention_dtype(self) -> torch.dtype:
         """The dtype that attention computes in, and the cache holds."""
-        stored: torch.dtype = self.transformer.ordered_blocks[0].sa.q_bias.dtype
+        stored: torch.dtype = self.transformer.attention_dtype
         # Layerwise casting stores a byte per weight and computes in the type the model reports.
         return stored if stored.itemsize > 1 else self.transformer.dtype
-
-    def _step_end(self, callback: StepCallback | None, segment: Segment, tensors: dict[str, Tensor]) -> Tensor | None:
-        if callback is None:
-            return None
-        before = tensors.get("latents")
-        answer = callback(self, segment.index, segment.index, tensors)
-        after = (answer or {}).get("latents", before)
-        return None if after is before else after

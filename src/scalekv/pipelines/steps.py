@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,16 @@ from scalekv.errors import InvalidInput
 from scalekv.models.infinity.scheduler import ResolvedSize
 from scalekv.models.infinity.text import EncodedText, encode_prompts, with_positive_prompt
 from scalekv.models.infinity.transformer import guidance_layers
-from scalekv.pipelines.arguments import aspect_of, check_count, check_features, check_numbers, check_share, check_texts
-from scalekv.planning import Schedule
+from scalekv.pipelines.arguments import (
+    aspect_of,
+    check_count,
+    check_features,
+    check_like,
+    check_numbers,
+    check_share,
+    check_texts,
+)
+from scalekv.planning import Schedule, Segment
 
 logger = logging.getLogger(__name__)
 
@@ -160,3 +168,19 @@ def encode_negatives(
 def repeat(rows: Sequence[Tensor] | None, copies: int) -> list[Tensor] | None:
     """Every row ``copies`` times, copies side by side."""
     return None if rows is None else [row for row in rows for _ in range(copies)]
+
+
+def call_back(
+    pipeline: Any, callback: Callable[..., Any] | None, segment: Segment, tensors: dict[str, Tensor]
+) -> Tensor | None:
+    """Tell the user's callback that ``segment`` is drawn; the latents it puts in place of the run's, if it does.
+
+    Raises:
+        InvalidInput: latents of another shape.
+    """
+    if callback is None:
+        return None
+    before = tensors.get("latents")
+    answer = callback(pipeline, segment.index, segment.index, tensors)
+    after = (answer or {}).get("latents", before)
+    return None if after is before else check_like("latents from callback_on_step_end", after, before)
