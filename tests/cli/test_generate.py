@@ -16,6 +16,7 @@ from PIL import Image
 
 from scalekv._version import __version__
 from scalekv.cli import generate as generate_command
+from scalekv.cli.drawing import Run
 from scalekv.cli.files import picture_paths, slug
 from scalekv.pipelines import InfinityPipeline
 
@@ -171,7 +172,7 @@ def test_out_of_memory_is_said(run: Callable, folder: Path, monkeypatch, kind: s
     def exhausted(*_: object, **__: object) -> None:
         raise errors[kind]
 
-    monkeypatch.setattr(generate_command._Run, "_pictures", exhausted)
+    monkeypatch.setattr(Run, "_pictures", exhausted)
     result = run("generate", "a")
     assert result.exit_code == 3
     assert "--budget" in result.stderr
@@ -183,7 +184,7 @@ def test_bugs_keep_their_traceback(run: Callable, monkeypatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(generate_command._Run, "_pictures", broken)
+    monkeypatch.setattr(Run, "_pictures", broken)
     with pytest.raises(ZeroDivisionError):
         run("generate", "a")
 

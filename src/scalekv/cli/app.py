@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -43,10 +42,6 @@ class Commands(TyperGroup):
         extra["standalone_mode"] = False
         try:
             code = super().main(words, prog_name, **extra)
-        except BrokenPipeError:
-            # The reader of our output went away; Python would complain once more while it flushes at exit.
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-            sys.exit(0)
         except Exception as error:
             sys.exit(report(error, "--json" in words))
         sys.exit(code if isinstance(code, int) else 0)
