@@ -222,6 +222,22 @@ def test_offload_hooks_change_nothing(pipeline: InfinityPipeline) -> None:
     assert equal(draw(pipeline), draw(offloaded))
 
 
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+def test_group_offload_changes_nothing(kind: str, pipeline: InfinityPipeline) -> None:
+    offloaded = quiet_pipeline()
+    blocks = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+    offloaded.transformer.enable_group_offload(onload_device=torch.device("cpu"), offload_type=kind, **blocks)
+    policy = SlidingWindow(budget="40%")
+    assert equal(draw(pipeline, kv_cache=policy), draw(offloaded, kv_cache=policy))
+
+
+def test_weights_can_be_stored_in_eight_bits() -> None:
+    pipeline = quiet_pipeline().to(torch.bfloat16)
+    pipeline.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)
+    assert pipeline.attention_dtype == torch.bfloat16
+    assert draw(pipeline).images.std() > 0.1
+
+
 def test_the_progress_bar_counts_segments(capsys: pytest.CaptureFixture[str]) -> None:
     pipeline = quiet_pipeline()
     pipeline.set_progress_bar_config(disable=False)

@@ -293,6 +293,5 @@ class InfinityPipeline(DiffusionPipeline):
     @property
     def attention_dtype(self) -> torch.dtype:
         """The dtype that attention computes in, and the cache holds."""
-        stored: torch.dtype = self.transformer.attention_dtype
-        # Layerwise casting stores a byte per weight and computes in the type the model reports.
-        return stored if stored.itemsize > 1 else self.transformer.dtype
+        dtype: torch.dtype = self.transformer.attention_dtype
+        return dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,39 +33,12 @@ def tiny_pipeline(seed: int = 0, *, patchify: bool = False, depth: int = 6) -> I
     Raises:
         InvalidInput: a depth that two chunks of layers cannot share.
     """
-    from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        transformer = InfinityTransformer(
-            depth=depth,
-            width=64,
-            num_heads=4,
-            codebook_bits=8 if patchify else 16,
-            patchify=patchify,
-            text_channels=TEXT_CHANNELS,
-            text_maxlen=TEXT_TOKENS,
-            block_chunks=2,
-        )
-        multipliers = (1, 1, 1, 2) if patchify else (1, 1, 1, 1, 2)
-        vae = BSQAutoencoder(
-            codebook_bits=8 if patchify else 16,
-            patch_size=8 if patchify else 16,
-            base_channels=24,
-            encoder_multipliers=multipliers,
-            decoder_multipliers=multipliers,
-            num_res_blocks=1,
-        )
-        config = T5Config(
-            vocab_size=384,
-            d_model=TEXT_CHANNELS,
-            d_kv=32,
-            d_ff=256,
-            num_layers=2,
-            num_heads=4,
-            feed_forward_proj="gated-gelu",
-        )
-        text_encoder = T5EncoderModel(config)
+        bits = 8 if patchify else 16
+        transformer = _transformer(bits, patchify, depth)
+        vae = _autoencoder(bits, patch_size=8 if patchify else 16)
+        text_encoder, tokenizer = _text()
         _colour(vae)
         _decide(transformer)
     return InfinityPipeline(
@@ -72,8 +46,52 @@ def tiny_pipeline(seed: int = 0, *, patchify: bool = False, depth: int = 6) -> I
         vae=vae.eval(),
         scheduler=InfinityScheduler(schedule=[[side, side] for side in SIDES], extent=[64, 64], temperature=0.5),
         text_encoder=text_encoder.eval(),
-        tokenizer=ByT5Tokenizer(),
+        tokenizer=tokenizer,
     )
+
+
+def _transformer(bits: int, patchify: bool, depth: int) -> InfinityTransformer:
+    transformer: InfinityTransformer = InfinityTransformer(
+        depth=depth,
+        width=64,
+        num_heads=4,
+        codebook_bits=bits,
+        patchify=patchify,
+        text_channels=TEXT_CHANNELS,
+        text_maxlen=TEXT_TOKENS,
+        block_chunks=2,
+    )
+    return transformer
+
+
+def _autoencoder(bits: int, patch_size: int) -> BSQAutoencoder:
+    multipliers = [1] * int(math.log2(patch_size)) + [2]
+    vae: BSQAutoencoder = BSQAutoencoder(
+        codebook_bits=bits,
+        patch_size=patch_size,
+        base_channels=24,
+        encoder_multipliers=multipliers,
+        decoder_multipliers=multipliers,
+        num_res_blocks=1,
+    )
+    return vae
+
+
+def _text() -> tuple[Any, Any]:
+    """A T5 encoder over bytes, and its tokenizer, which needs no vocabulary file."""
+    from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+    tokenizer = ByT5Tokenizer()
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=TEXT_CHANNELS,
+        d_kv=32,
+        d_ff=256,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+    )
+    return T5EncoderModel(config), tokenizer
 
 
 def _colour(vae: BSQAutoencoder) -> None:
