@@ -100,5 +100,5 @@ def test_planted_diffuse_layers_become_the_drafters(queries):
     profile = Profile("synthetic", 4, 3, GEOMETRY.schedule, statistics=statistics.mean())
     pool = int(0.3 * 4 * GEOMETRY.schedule.history_tokens)
     drafters = ScaleKV(drafter_share=0.5).drafters(GEOMETRY, pool, profile)
-    assert drafters == {index: DIFFUSE for index in drafters}
+    assert drafters == dict.fromkeys(drafters, DIFFUSE)
     assert len(drafters) >= 2

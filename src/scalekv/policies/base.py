@@ -39,8 +39,8 @@ class SelectionView:
         capacity: tokens that will survive.
         key: ``(rows, heads, tokens, head_dim)``, candidates in cache order: kept history, then the current segment.
         value: ``(rows, heads, tokens, head_dim)``.
-        query: ``(rows, heads, observed, head_dim)``, the observation queries as attention used them (logits
-            are ``query @ key^T``), or the bare projections if the policy asked for those; ``None`` if none were observed.
+        query: ``(rows, heads, observed, head_dim)``, the observation queries of attention itself (logits
+            are ``query @ key^T``), or the bare projections if the policy asked for those; ``None`` if none.
         origin: ``(rows, heads, tokens)`` int32, each candidate's place in the sequence of all segments, if the
             policy tracks origins; else ``None``.
     """
