@@ -179,12 +179,9 @@ def schedule_of(
         if size is not None:
             raise InvalidInput(f"{shape.name} draws one explicit schedule and has no size {size!r}; leave --size out.")
         return shape.schedule
-    if height is None or width is None:
-        template = schedules.nearest_template(1.0 if aspect is None else aspect)
-        return schedules.schedule_for(template, size or shape.size or "1M")
-    template = schedules.nearest_template(height / width)
-    tokens = height * width / shape.pixels_per_token**2
-    return schedules.schedule_for(template, schedules.nearest_size(template, tokens))
+    return schedules.schedule_for(
+        *schedules.nearest(size or shape.size or "1M", height, width, aspect, shape.pixels_per_token)
+    )
 
 
 @dataclass(frozen=True)

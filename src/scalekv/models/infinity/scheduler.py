@@ -109,11 +109,9 @@ class InfinityScheduler(SchedulerMixin, ConfigMixin):
         return self._nearest(size, height, width, 1.0 if aspect is None else aspect)
 
     def _nearest(self, size: str | None, height: int | None, width: int | None, aspect: float) -> ResolvedSize:
-        pixels, template = self.config.pixels_per_token, schedules.nearest_template(aspect)
-        if size is None and height is not None and width is not None:
-            name = schedules.nearest_size(template, height * width / pixels**2)
-        else:
-            name = schedules.check_size(self.config.size if size is None else size)
+        pixels = self.config.pixels_per_token
+        sides_decide = (height, width) if size is None else (None, None)
+        template, name = schedules.nearest(size or self.config.size, *sides_decide, aspect, pixels)
         schedule = schedules.schedule_for(template, name)
         sides = (schedule[-1].height * pixels, schedule[-1].width * pixels)
         exact = (height, width) == sides if height is not None else abs(aspect - float(template)) < 1e-3

@@ -66,6 +66,27 @@ def nearest_size(template: str, tokens: float) -> str:
     return min(sizes(), key=lambda size: abs(schedule_for(template, size)[-1].tokens - tokens))
 
 
+def nearest(
+    size: str, height: int | None, width: int | None, aspect: float | None, pixels_per_token: int
+) -> tuple[str, str]:
+    """The (template, budget) nearest to a wanted picture.
+
+    Args:
+        size: the budget where no sides are given.
+        height: pixels, together with ``width``; both decide template and budget.
+        width: pixels.
+        aspect: height / width where no sides are given; default 1.
+        pixels_per_token: image pixels of a token's side.
+
+    Raises:
+        ScheduleError: no such budget.
+    """
+    if height is None or width is None:
+        return nearest_template(1.0 if aspect is None else aspect), check_size(size)
+    template = nearest_template(height / width)
+    return template, nearest_size(template, height * width / pixels_per_token**2)
+
+
 def schedule_for(template: str | float, size: str) -> Schedule:
     """The segments of one template and budget.
 
