@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from scalekv.errors import CheckpointError
+from scalekv.models.assembly import Shapes
 from scalekv.models.catalog import ModelSpec, matching_autoencoders, matching_models, model_names, model_spec
 from scalekv.models.infinity import layout
+from scalekv.models.kinds import INFINITY_AUTOENCODER, INFINITY_TRANSFORMER, kind_of
 from scalekv.models.weights import WeightFile, WeightTable, some
 from scalekv.planning import Profile
 
@@ -68,10 +70,10 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
     with WeightFile(place) as file:
         names = {"": file.path, **{name: f"{file.path} at {name!r}" for name in file.tables if name}}
         for name, table in sorted(file.tables.items(), key=lambda item: _preference(item[0])):
-            kind = layout.kind_of(table.shapes)
-            if kind == layout.TRANSFORMER:
+            kind = kind_of(table.shapes)
+            if kind == INFINITY_TRANSFORMER:
                 return _transformer(place, table, str(names[name]))
-            if kind == layout.AUTOENCODER:
+            if kind == INFINITY_AUTOENCODER:
                 return _autoencoder(place, table, str(names[name]))
         shown = some(next(iter(file.tables.values())).shapes)
     raise CheckpointError(
@@ -97,7 +99,7 @@ def _transformer(path: Path, table: WeightTable, where: str) -> CheckpointInfo:
     called = " or ".join(spec.name for spec in fits) or "an Infinity transformer of no published size"
     return CheckpointInfo(
         path=str(path),
-        kind=layout.TRANSFORMER,
+        kind=INFINITY_TRANSFORMER,
         description=f"{called}: {parameters / 1e6:,.1f} M parameters, {config['depth']} layers, {bits} bits per token",
         models=tuple(spec.name for spec in fits),
         parameters=parameters,
@@ -117,7 +119,7 @@ def _autoencoder(path: Path, table: WeightTable, where: str) -> CheckpointInfo:
     fits = [one for one in matching_autoencoders("infinity", bits, patch) if one.parameters == parameters]
     return CheckpointInfo(
         path=str(path),
-        kind=layout.AUTOENCODER,
+        kind=INFINITY_AUTOENCODER,
         description=f"an Infinity VAE: {parameters / 1e6:,.1f} M parameters, {bits} bits per {patch} x {patch} pixels",
         models=tuple(name for name in model_names() if model_spec(name).autoencoder in fits),
         parameters=parameters,
@@ -172,7 +174,7 @@ def _same_shape(profile: Profile, spec: ModelSpec) -> bool:
     return (profile.layers, profile.heads) == (spec.layers, spec.heads)
 
 
-def _count(shapes: layout.Shapes, skip: tuple[str, ...] = ()) -> int:
+def _count(shapes: Shapes, skip: tuple[str, ...] = ()) -> int:
     return sum(prod(shape) for name, shape in shapes.items() if not (skip and name.endswith(skip)))
 
 

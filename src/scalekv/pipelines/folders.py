@@ -17,7 +17,7 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 
 from scalekv.errors import CheckpointError, InvalidInput
 from scalekv.models import infinity
-from scalekv.models.infinity.checkpoint import compare
+from scalekv.models.assembly import compare
 from scalekv.models.inspection import INDEX_FILE, PROFILE_FILE
 from scalekv.models.weights import WeightFile
 

@@ -99,7 +99,8 @@ def _colour(vae: BSQAutoencoder) -> None:
     for module in vae.decoder.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    last = vae.decoder.conv_out.conv
+    last = vae.decoder.get_submodule("conv_out.conv")
+    assert isinstance(last, nn.Conv2d)
     nn.init.normal_(last.weight, std=0.6 / math.sqrt(last.weight[0].numel() * 0.36))
 
 

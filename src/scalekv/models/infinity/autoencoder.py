@@ -19,7 +19,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from scalekv.errors import InvalidInput
-from scalekv.models.infinity.convolutions import Decoder, Encoder
+from scalekv.models.convolutions import Decoder, Encoder
+from scalekv.models.infinity.convolutions import STYLE
 from scalekv.models.infinity.sampling import bits_to_codes, resize
 
 _UNUSED = ("quantizer.lfq.mask", "quantize.lfq.mask")
@@ -78,8 +79,8 @@ class BSQAutoencoder(ModelMixin, ConfigMixin):
             )
         inner = [base_channels * factor for factor in encoder_multipliers]
         outer = [base_channels * factor for factor in decoder_multipliers]
-        self.encoder = Encoder(inner, base_channels, num_res_blocks, halvings, codebook_bits)
-        self.decoder = Decoder(outer, num_res_blocks, halvings, codebook_bits)
+        self.encoder = Encoder(inner, base_channels, num_res_blocks, halvings, codebook_bits, STYLE)
+        self.decoder = Decoder(outer, num_res_blocks, halvings, codebook_bits, STYLE)
         self.use_slicing = False
         self.register_load_state_dict_pre_hook(_drop_unused)
 

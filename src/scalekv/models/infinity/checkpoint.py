@@ -6,28 +6,21 @@ The published loaders skip what does not fit and draw noise (infinity.md, T7); t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import Tensor
 
-from scalekv.errors import CheckpointError, InvalidInput
+from scalekv.errors import CheckpointError
+from scalekv.models.assembly import build, choose_table, fill
 from scalekv.models.catalog import ModelSpec, matching_models, model_names, model_spec
 from scalekv.models.infinity.autoencoder import BSQAutoencoder
-from scalekv.models.infinity.layout import (
-    AUTOENCODER,
-    TRAINING_KEYS,
-    TRANSFORMER,
-    autoencoder_config,
-    canonical_vae_name,
-    kind_of,
-    transformer_config,
-)
+from scalekv.models.infinity.layout import TRAINING_KEYS, autoencoder_config, canonical_vae_name, transformer_config
 from scalekv.models.infinity.transformer import InfinityTransformer, unconditional_rows
-from scalekv.models.weights import WeightFile, WeightTable, some
+from scalekv.models.kinds import INFINITY_AUTOENCODER, INFINITY_TRANSFORMER
+from scalekv.models.weights import WeightFile, WeightTable
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +29,6 @@ TRAINER_EMA = "trainer.gpt_ema_fsdp"
 VAE_ENTRY = "vae"
 
 _QUANTIZER_TABLES = ("quantizer.lfq.mask", "quantize.lfq.mask")
-_STORABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _WRONG_TOKENIZER = "infinity_vae_d32.pth"
 
 
@@ -79,8 +71,9 @@ def load_transformer(
         if text_maxlen is not None:
             config["text_maxlen"] = text_maxlen
         config |= {"rope_mode": rope_mode, "level_embedding_per_chunk": level_embedding_per_chunk}
-        network: InfinityTransformer = _build(InfinityTransformer, config, table.origin)
-        _fill(network, table, {name: name for name in shapes}, {"blocks": dtype, "block_chunks": dtype})
+        network: InfinityTransformer = build(InfinityTransformer, config, table.origin)
+        dtypes = {"blocks": dtype, "block_chunks": dtype}
+        fill(network, table, {name: name for name in shapes}, dtypes, _acceptable, _fitted)
         return network
 
 
@@ -98,8 +91,8 @@ def load_autoencoder(path: str | Path, *, dtype: torch.dtype | None = None) -> B
         table = autoencoder_table(file)
         sources = {canonical_vae_name(name): name for name in table.shapes if name not in _QUANTIZER_TABLES}
         shapes = {name: table.shapes[source] for name, source in sources.items()}
-        network: BSQAutoencoder = _build(BSQAutoencoder, autoencoder_config(shapes, table.origin), table.origin)
-        _fill(network, table, sources, {"": dtype})
+        network: BSQAutoencoder = build(BSQAutoencoder, autoencoder_config(shapes, table.origin), table.origin)
+        fill(network, table, sources, {"": dtype})
         return network
 
 
@@ -110,7 +103,8 @@ def transformer_table(file: WeightFile, ema: bool = False) -> WeightTable:
         CheckpointError: it holds none.
     """
     places = (TRAINER_EMA,) if ema else ("", TRAINER_WEIGHTS)
-    return _choose(file, places, TRANSFORMER, "load it as the VAE, and the transformer's own file here")
+    swap = "load it as the VAE, and the transformer's own file here"
+    return choose_table(file, places, INFINITY_TRANSFORMER, swap, TRAINER_EMA)
 
 
 def autoencoder_table(file: WeightFile) -> WeightTable:
@@ -119,28 +113,8 @@ def autoencoder_table(file: WeightFile) -> WeightTable:
     Raises:
         CheckpointError: it holds none.
     """
-    return _choose(file, (VAE_ENTRY, ""), AUTOENCODER, "load it as the transformer, and the VAE's own file here")
-
-
-def _choose(file: WeightFile, places: tuple[str, ...], kind: str, swap: str) -> WeightTable:
-    for place in places:
-        if place in file.tables and kind_of(file.tables[place].shapes) == kind:
-            return file.tables[place]
-    for place, table in file.tables.items():
-        found = kind_of(table.shapes)
-        if found is not None and found != kind:
-            raise CheckpointError(f"{file.path} is an {found}, expected an {kind}; {swap}.")
-        if found == kind and TRAINER_EMA in (place, *places):
-            raise CheckpointError(
-                f"{file.path} holds its {kind} at {place!r}, expected {' or '.join(map(repr, places))}; "
-                f"{'leave ema off' if TRAINER_EMA in places else 'pass ema=True'}."
-            )
-    first = next(iter(file.tables.values()))
-    raise CheckpointError(
-        f"{file.path} is no {kind}: expected names such as "
-        f"{'word_embed.weight' if kind == TRANSFORMER else 'decoder.conv_in.conv.weight'}, found {some(first.shapes)} "
-        f"(places in the file: {', '.join(repr(place) for place in file.tables)})."
-    )
+    swap = "load it as the transformer, and the VAE's own file here"
+    return choose_table(file, (VAE_ENTRY, ""), INFINITY_AUTOENCODER, swap)
 
 
 def known_patchify(path: Path, shapes: Mapping[str, tuple[int, ...]], origin: str, spec: ModelSpec | None) -> bool:
@@ -204,57 +178,6 @@ def check_tokenizer_name(vae: str | Path, spec: ModelSpec | None) -> None:
         )
 
 
-def _build(kind: type[Any], config: dict[str, Any], origin: str) -> Any:
-    try:
-        with init_empty_weights(include_buffers=True):
-            return kind(**config)
-    except InvalidInput as error:
-        raise CheckpointError(f"{origin} describes no {kind.__name__} that can run: {error}") from error
-
-
-def _fill(
-    network: Any, table: WeightTable, sources: Mapping[str, str], dtypes: Mapping[str, torch.dtype | None]
-) -> None:
-    """Put the tensors of ``table`` into ``network``; ``sources`` maps the network's names to those of the table."""
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    compare(expected, {name: table.shapes[source] for name, source in sources.items()}, table.origin, _acceptable)
-    state = {}
-    for name, shape in expected.items():
-        tensor = _fitted(name, table.read(sources[name]), shape, table.origin)
-        dtype = dtypes.get("", dtypes.get(name.split(".")[0]))
-        # A copy, because the tensor may be a view of a file that can change or vanish under the network.
-        state[name] = tensor.to(dtype or tensor.dtype, copy=True).contiguous()
-    network.load_state_dict(state, strict=True, assign=True)
-    network.eval()
-
-
-def compare(
-    expected: Mapping[str, tuple[int, ...]],
-    found: Mapping[str, tuple[int, ...]],
-    origin: str,
-    accept: Callable[[str, tuple[int, ...], tuple[int, ...]], bool] = lambda _, found, expected: found == expected,
-) -> None:
-    """Refuse tensors that are not just those a network has; ``accept(name, found, expected)`` judges shapes.
-
-    Raises:
-        CheckpointError: some are missing, too many, or of another shape; names the first few.
-    """
-    missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
-    if missing or unexpected:
-        parts = [f"lacks {len(missing)}: {some(missing)}"] if missing else []
-        parts += [f"holds {len(unexpected)} that do not belong: {some(unexpected)}"] if unexpected else []
-        raise CheckpointError(
-            f"{origin} has {len(found)} tensors, expected {len(expected)}: it {' and '.join(parts)}; the file is "
-            f"incomplete, or of another model."
-        )
-    for name, shape in expected.items():
-        if not accept(name, found[name], shape):
-            raise CheckpointError(
-                f"{name} of {origin} has shape {found[name]}, expected {shape}; the file is damaged or of another "
-                f"model."
-            )
-
-
 def _acceptable(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     """Published files may hold other rows of unconditional text, and temperatures in another layout (2.5, 2.3)."""
     if name == "cfg_uncond":
@@ -264,12 +187,7 @@ def _acceptable(name: str, found: tuple[int, ...], expected: tuple[int, ...]) ->
     return found == expected
 
 
-def _fitted(name: str, tensor: Tensor, shape: tuple[int, ...], origin: str) -> Tensor:
-    if tensor.dtype not in _STORABLE:
-        raise CheckpointError(
-            f"{name} of {origin} is stored as {str(tensor.dtype).removeprefix('torch.')}, expected float32, bfloat16 "
-            f"or float16; quantised files are not supported, load the original."
-        )
+def _fitted(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     if name == "cfg_uncond" and len(tensor) != shape[0]:
         initial = unconditional_rows(*shape).to(tensor.dtype)
         return torch.cat((tensor[: shape[0]], initial[len(tensor) :]))

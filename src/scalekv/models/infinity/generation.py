@@ -15,13 +15,8 @@ from scalekv.errors import InvalidInput
 from scalekv.models.infinity.condition import TextCondition
 from scalekv.models.infinity.rope import RopeTables
 from scalekv.models.infinity.sampling import Generators, bits_to_codes, patchify, resize, sample_bits, unpatchify
-from scalekv.models.infinity.transformer import (
-    MAX_SEGMENTS,
-    AttentionCache,
-    InfinityTransformer,
-    guidance_layers,
-    mix_guidance,
-)
+from scalekv.models.infinity.transformer import MAX_SEGMENTS, InfinityTransformer, guidance_layers
+from scalekv.models.layers import AttentionCache, mix_guidance
 from scalekv.planning import Schedule, Segment
 
 OnSegment = Callable[[Segment, Tensor, Tensor], "Tensor | bool | None"]

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from scalekv.errors import CheckpointError
-from scalekv.models.weights import some
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-TRANSFORMER = "infinity transformer"
-AUTOENCODER = "infinity vae"
+from scalekv.models.assembly import ShapeReader, Shapes
 
 TRAINING_KEYS = frozenset(("lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen"))
 """Tables of training runs; nothing at inference reads them."""
@@ -24,16 +18,6 @@ _MIXED = re.compile(r"^(?:blocks\.(?P<block>\d+)|block_chunks\.(?P<chunk>\d+)\.m
 
 _CONVOLUTIONS = ("conv", "conv1", "conv2", "conv_in", "conv_out", "nin_shortcut", "q", "k", "v", "proj_out")
 _NORMS = ("norm", "norm1", "norm2", "norm_out")
-
-
-def kind_of(names: Iterable[str]) -> str | None:
-    """Which network a table of these names belongs to: `TRANSFORMER`, `AUTOENCODER`, or neither (``None``)."""
-    names = set(names)
-    if names & {"cfg_uncond", "word_embed.weight", "text_norm.weight", "pos_start"}:
-        return TRANSFORMER
-    if any(name.startswith(("decoder.conv_in.", "encoder.conv_in.", "decoder.mid.")) for name in names):
-        return AUTOENCODER
-    return None
 
 
 def transformer_config(shapes: Shapes, origin: str, codebook_bits: int | None, patchify: bool | None) -> dict[str, Any]:
@@ -49,7 +33,7 @@ def transformer_config(shapes: Shapes, origin: str, codebook_bits: int | None, p
         CheckpointError: a tensor that decides something is missing or has an impossible shape, or the tokenizer
             does not fit.
     """
-    read = _Reader(shapes, origin)
+    read = ShapeReader(shapes, origin)
     width, token_bits = read.side("word_embed.weight", 2, 0), read.side("word_embed.weight", 2, 1)
     chunks, per_chunk = _chunks(shapes, origin)
     first = "blocks.0." if chunks == 0 else "block_chunks.0.module.0."
@@ -74,29 +58,6 @@ def transformer_config(shapes: Shapes, origin: str, codebook_bits: int | None, p
         "cos_attn": f"{first}sa.scale_mul_1H11" in shapes,
         "cross_attn_layer_scale": 1.0 if f"{first}ca_gamma" in shapes else -1.0,
     }
-
-
-class _Reader:
-    """Shapes of one checkpoint, refusing what is not there."""
-
-    def __init__(self, shapes: Shapes, origin: str) -> None:
-        self.shapes = shapes
-        self.origin = origin
-
-    def side(self, name: str, dimensions: int, side: int) -> int:
-        """Length of one side of the tensor ``name``."""
-        shape = self.shapes.get(name)
-        if shape is None:
-            raise CheckpointError(
-                f"{self.origin} lacks {name}, which tells its size (it has {len(self.shapes)} tensors: "
-                f"{some(self.shapes)}); the file is incomplete or of another model."
-            )
-        if len(shape) != dimensions or 0 in shape:
-            raise CheckpointError(
-                f"{name} of {self.origin} has shape {shape}, expected {dimensions} dimensions; the file is of another "
-                f"model or sharded by its training run."
-            )
-        return shape[side]
 
 
 def _chunks(shapes: Shapes, origin: str) -> tuple[int, int]:
@@ -176,10 +137,9 @@ def autoencoder_config(shapes: Shapes, origin: str) -> dict[str, Any]:
     Raises:
         CheckpointError: a tensor that decides something is missing or has an impossible shape.
     """
-    read = _Reader(shapes, origin)
+    read = ShapeReader(shapes, origin)
     base = read.side("encoder.conv_in.conv.weight", 4, 0)
-    encoder = _levels(shapes, "encoder.down")
-    decoder = _levels(shapes, "decoder.up")
+    encoder, decoder = read.count("encoder.down"), read.count("decoder.up")
     if not encoder or not decoder:
         raise CheckpointError(
             f"{origin} lacks encoder.down.* or decoder.up.* blocks; the file is incomplete or of another VAE."
@@ -187,27 +147,14 @@ def autoencoder_config(shapes: Shapes, origin: str) -> dict[str, Any]:
     return {
         "codebook_bits": read.side("decoder.conv_in.conv.weight", 4, 1),
         "base_channels": base,
-        "encoder_multipliers": [_multiplier(read, name, base) for name in encoder],
-        "decoder_multipliers": [_multiplier(read, name, base) for name in decoder],
+        "encoder_multipliers": [
+            read.multiplier(f"encoder.down.{level}.block.0.conv1.conv.weight", base) for level in range(encoder)
+        ],
+        "decoder_multipliers": [
+            read.multiplier(f"decoder.up.{level}.block.0.conv1.conv.weight", base) for level in range(decoder)
+        ],
         "num_res_blocks": sum(
             name.startswith("encoder.down.0.block.") and name.endswith(".conv1.conv.weight") for name in shapes
         ),
         "patch_size": 2 ** sum(name.endswith("downsample.conv.conv.weight") for name in shapes),
     }
-
-
-def _levels(shapes: Shapes, stem: str) -> list[str]:
-    count = 0
-    while any(name.startswith(f"{stem}.{count}.") for name in shapes):
-        count += 1
-    return [f"{stem}.{level}.block.0.conv1.conv.weight" for level in range(count)]
-
-
-def _multiplier(read: _Reader, name: str, base: int) -> int:
-    channels = read.side(name, 4, 0)
-    if channels % base:
-        raise CheckpointError(
-            f"{name} of {read.origin} has {channels} channels, expected a multiple of {base}; the file is of another "
-            f"VAE."
-        )
-    return channels // base
