@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalekv.planning import CacheGeometry, Profile, Schedule
+from scalekv.planning import CONVENTIONS, CacheGeometry, Profile, Schedule
 from scalekv.policies import ScaleKV
 from scalekv.policies.roles import PoolSplit, choose_drafters, share_evenly, z_scores
 from strategies import geometries, profiles
@@ -49,6 +49,18 @@ def test_published_tables_peak_above_their_nominal_total(model, resident, workin
     held = [moment for moment in plan.moments() if moment.segment < last]
     assert max(moment.after for moment in held) == resident * token
     assert max(moment.before + tokens[moment.segment] * token for moment in held) == working * token
+
+
+@pytest.mark.parametrize(("tokens", "megabytes"), [(1300, "7800.0"), (650, "3900.0"), (265, "1590.0")])
+def test_plans_in_the_convention_of_the_paper(tokens, megabytes):
+    """The paper's memory column of Infinity-2B at batch 8."""
+    profile = Profile.builtin("infinity-2b")
+    geometry = CacheGeometry(*SHAPES["infinity-2b"], schedule=profile.schedule, batch=8)
+    plan = ScaleKV(budget=f"{tokens} tokens").plan(geometry, profile)
+    assert f"{plan.nominal_in(CONVENTIONS['scalekv']) / 2**20:.1f}" == megabytes
+    assert plan.nominal_in(CONVENTIONS["16bit"]) == plan.nominal_bytes
+    with_last = plan.nominal_in(CONVENTIONS["stock"])
+    assert with_last == plan.nominal_in(CONVENTIONS["scalekv"]) + CONVENTIONS["scalekv"].cache_bytes(geometry, 4096)
 
 
 def test_without_exact_division_drafters_are_lossless():

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from scalekv.planning.geometry import CacheGeometry
+from scalekv.planning.geometry import CacheGeometry, Convention
 
 SELECTION_BYTES = 32
 """Bytes that choosing the survivors takes per candidate token of one head and one row (scores, marks, ranks)."""
@@ -146,6 +146,18 @@ class CachePlan:
     def scratch_bytes(self) -> int:
         """The most that is allocated beside the held history at any moment."""
         return max(moment.peak - min(moment.before, moment.after) for moment in self.moments())
+
+    def nominal_in(self, convention: Convention) -> int:
+        """``nominal_bytes`` as a paper counts them.
+
+        Args:
+            convention: the bytes of a key and a value element, and whether the last segment's tokens are added.
+        """
+        schedule, elements = self.geometry.schedule, self.geometry.head_dim * self.geometry.rows
+        held = self.nominal_bytes // self.head_token_bytes
+        if convention.last_segment:
+            held += self.geometry.layers * self.geometry.heads * schedule[len(schedule) - 1].tokens
+        return elements * held * (convention.key_bytes + convention.value_bytes)
 
     @cached_property
     def mean_tokens(self) -> float:
