@@ -26,6 +26,12 @@ def test_published_table_of_infinity_8b(answer):
     assert found["table"] == []
 
 
+def test_the_paper_would_print(answer):
+    found = answer("plan", "--model", "infinity-8b", "--batch", "8", "--budget", "650 tokens")["conventions"]["scalekv"]
+    assert round(found["full_bytes"] / MIB, 1) == 84328.1
+    assert round(found["kept_bytes"] / MIB, 1) == 8531.2
+
+
 @pytest.mark.parametrize("name", model_names())
 @pytest.mark.parametrize("size", ["0.06M", "0.25M", "0.60M", "1M", "512x384"])
 def test_every_known_model_and_size(answer, name, size):

@@ -33,7 +33,7 @@ from scalekv.cli.picture_size import PictureSize
 from scalekv.errors import BudgetError, InvalidInput, ProfileError
 from scalekv.models.catalog import model_names, model_spec
 from scalekv.models.footprint import Footprint, ModelShape, RunShape, schedule_of
-from scalekv.planning import Profile, Schedule, format_bytes
+from scalekv.planning import CONVENTIONS, Profile, Schedule, format_bytes
 from scalekv.policies import Policy
 
 TABLE_BUDGETS = ("100%", "50%", "20%", "10%", "4%", "2%")
@@ -202,6 +202,10 @@ def _as_dict(question: _Question, footprint: Footprint) -> dict[str, Any]:
         "settings": question.policy.settings(),
         "profile": known,
         "cache": _cache(footprint),
+        "conventions": {
+            name: {"full_bytes": convention.cache_bytes(geometry), "kept_bytes": footprint.plan.nominal_in(convention)}
+            for name, convention in CONVENTIONS.items()
+        },
         "footprint": footprint.to_dict(),
         "estimates": ["activation_bytes", "decoding_bytes", "total_bytes"],
         "memory": memory,
@@ -226,6 +230,8 @@ def _print_text(output: Output, question: _Question, footprint: Footprint, rows:
     _line(output, "cache, stock", geometry.stock_bytes, "what the published code holds")
     _line(output, "cache, lossless", geometry.lossless_bytes, "exact, this library; 100% of a budget")
     _line(output, "cache, kept", plan.nominal_bytes, f"{question.policy.name}, between segments")
+    paper = plan.nominal_in(CONVENTIONS["scalekv"])
+    _line(output, "  as papers count", paper, "float32 keys, 16-bit values (ScaleKV's tables)")
     _line(output, "cache, peak", plan.peak_bytes, f"with scratch of up to {format_bytes(plan.scratch_bytes)}")
     _line(output, "activations", footprint.activation_bytes, "estimate, transformer")
     _line(output, "decoding", footprint.decoding_bytes, "estimate, after the cache is freed")
@@ -233,14 +239,14 @@ def _print_text(output: Output, question: _Question, footprint: Footprint, rows:
     if question.memory is not None:
         largest = run.largest_batch(question.policy, question.memory)
         advice = f"images fit at once into {question.memory_text}" if largest else "not even one image fits"
-        output.say(f"{'largest batch':<16} {largest:>9}  {advice}")
+        output.say(f"{'largest batch':<17} {largest:>9}  {advice}")
     if rows:
         output.say()
         _print_table(output, question, rows)
 
 
 def _line(output: Output, name: str, size: int, remark: str) -> None:
-    output.say(f"{name:<16} {format_bytes(size):>9}  {remark}")
+    output.say(f"{name:<17} {format_bytes(size):>9}  {remark}")
 
 
 def _print_table(output: Output, question: _Question, rows: list[dict[str, Any]]) -> None:
