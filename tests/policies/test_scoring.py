@@ -22,8 +22,8 @@ def view(policy: Policy, seed: int = 0, dtype=torch.float32, rows: int = 2) -> S
     generator = torch.Generator().manual_seed(seed)
     tokens = SCHEDULE.start(3)
     query, key, value = (torch.randn(rows, 3, tokens, 16, generator=generator).to(dtype) for _ in range(3))
-    watching = query[:, :, [5 + position for position in policy.observation(SEGMENT)]]
-    return SelectionView(1, (0, 1, 2), SCHEDULE, SEGMENT, 30, key, value, watching, None)
+    window = torch.tensor([5 + position for position in policy.observation(SEGMENT)], dtype=torch.long)
+    return SelectionView(1, (0, 1, 2), SCHEDULE, SEGMENT, 30, key, value, query[:, :, window], window)
 
 
 @pytest.mark.parametrize(

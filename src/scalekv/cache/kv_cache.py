@@ -264,6 +264,7 @@ class KVCache:
                     key[block],
                     value[block],
                     None if observed is None else observed[block],
+                    None if self._observed is None else self._observed + (candidates - segment.tokens),
                     None if origin is None else origin[block],
                 )
                 index[block] = survivors(self.policy.score(view), kept)

@@ -41,6 +41,7 @@ class SelectionView:
         value: ``(rows, heads, tokens, head_dim)``.
         query: ``(rows, heads, observed, head_dim)``, the observation queries of attention itself (logits
             are ``query @ key^T``), or the bare projections if the policy asked for those; ``None`` if none.
+        window: ``(observed,)`` int64, the candidates whose queries were observed; ``None`` with ``query``.
         origin: ``(rows, heads, tokens)`` int32, each candidate's place in the sequence of all segments, if the
             policy tracks origins; else ``None``.
     """
@@ -53,17 +54,13 @@ class SelectionView:
     key: Tensor
     value: Tensor
     query: Tensor | None = None
+    window: Tensor | None = None
     origin: Tensor | None = None
 
     @property
     def tokens(self) -> int:
         """Number of candidates."""
         return int(self.key.shape[-2])
-
-    @property
-    def history(self) -> int:
-        """Number of candidates that come from earlier segments."""
-        return self.tokens - self.segment.tokens
 
 
 @dataclass(frozen=True)

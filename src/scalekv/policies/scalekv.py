@@ -121,14 +121,13 @@ class ScaleKV(Policy):
 
         from scalekv.policies.scoring import window_attention, window_logits
 
-        window = [view.history + position for position in self.observation(view.segment)]
+        assert view.window is not None
         if self.scorer == "attention":
             score = window_attention(view)
         else:
             score = window_logits(view).sum(-2).div_(view.key.shape[-1] ** 0.5)
-            score[..., window] = -float("inf")
+            score.index_fill_(-1, view.window, -float("inf"))
         if self.pooling != "none":
             pool = F.avg_pool1d if self.pooling == "average" else F.max_pool1d
             score = pool(score, self.pool_width, stride=1, padding=self.pool_width // 2)
-        score[..., window] = float("inf")
-        return score
+        return score.index_fill_(-1, view.window, float("inf"))
