@@ -85,7 +85,7 @@ class ModelSpec:
         files: published names of the transformer file or folder, the first one preferred.
         repository: hub repository that holds the files.
         profile: name of the calibration profile that fits; see ``Profile.builtin``.
-        sampling: recommended settings (infinity.md 9).
+        sampling: recommended settings.
     """
 
     name: str

@@ -139,7 +139,7 @@ def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
 
 
 def keep_stored_dtypes(network: Any, folder: Path) -> None:
-    """Put back weights that loading rounded: published runs keep all but the blocks in float32 (infinity.md 2.5)."""
+    """Put back weights that loading rounded: published runs keep all but the blocks in float32."""
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     with WeightFile(folder) as file:
         table = file.tables[""]

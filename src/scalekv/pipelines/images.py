@@ -14,7 +14,7 @@ def to_output(images: Tensor, output_type: str) -> Any:
 
     Args:
         images: (images, 3, height, width) of -1..1.
-        output_type: ``"pil"`` (8 bits, truncated as published, infinity.md 8.4), ``"np"`` (images, height, width, 3)
+        output_type: ``"pil"`` (8 bits, truncated as published), ``"np"`` (images, height, width, 3)
             of 0..1, or ``"pt"`` (images, 3, height, width) of 0..1.
     """
     pixels = (images.float() + 1) / 2

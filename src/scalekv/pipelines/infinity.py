@@ -168,7 +168,7 @@ class InfinityPipeline(DiffusionPipeline):
                 what it gets alone.
             prompt_embeds: instead of ``prompt``: text features, one (tokens, text channels) per prompt.
             negative_prompt_embeds: instead of ``negative_prompt``, likewise.
-            positive_prompt: text that is appended to prompts about people (infinity.md 3); off by default.
+            positive_prompt: text that is appended to prompts about people; off by default.
             kv_cache: how to hold keys and values; default everything (``Full()``).
             profile: calibration profile for the policy, or its file; default the pipeline's own, then the built-in
                 one of a known model.

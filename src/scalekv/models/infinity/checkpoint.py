@@ -1,6 +1,6 @@
 """Official Infinity files to networks: strict about names and shapes, with one copy of the weights in memory.
 
-The published loaders skip what does not fit and draw noise (infinity.md, T7); these refuse it.
+The published loaders skip what does not fit and draw noise; these refuse it.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def load_transformer(
         patchify: tokens of 2 x 2 latent pixels; without it and without ``codebook_bits`` the known models decide.
         model: known name it must be, such as ``infinity-2b``.
         ema: take the averaged weights of a fine-tuning checkpoint.
-        dtype: of the blocks; all else stays as stored, as in the published runs (infinity.md 2.5). Default as stored.
+        dtype: of the blocks; all else stays as stored, as in the published runs. Default as stored.
         text_maxlen: rows of unconditional text; default those of the file. Missing rows are the published initial ones.
-        rope_mode: rotary coordinates, not told by weights (infinity.md 5).
-        level_embedding_per_chunk: not told by weights (infinity.md 4.5).
+        rope_mode: rotary coordinates, not told by weights.
+        level_embedding_per_chunk: not told by weights.
 
     Raises:
         CheckpointError: missing, damaged, of another kind or shape, or not for this VAE.
@@ -166,7 +166,7 @@ def _named_models(path: Path) -> list[ModelSpec]:
 
 
 def check_tokenizer_name(vae: str | Path, spec: ModelSpec | None) -> None:
-    """Refuse the published tokenizer that has the right shape and is the wrong one (infinity.md 1.3).
+    """Refuse the published tokenizer that has the right shape and is the wrong one.
 
     Raises:
         CheckpointError: ``infinity_vae_d32.pth`` with the 2B model.

@@ -1,4 +1,4 @@
-"""The configuration of Infinity networks, read off the names and shapes of their weights (infinity.md 2, 8.2)."""
+"""The configuration of Infinity networks, read off the names and shapes of their weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TRAINING_KEYS = frozenset(("lvl_1L", "attn_bias_for_masking", "Infinity_visible_
 """Tables of training runs; nothing at inference reads them."""
 
 _HEADS_OF_WIDTH = {768: 8, 1152: 12, 1536: 16, 2048: 16, 2080: 20, 2688: 24, 3360: 28, 3584: 28, 4608: 36}
-"""Published sizes (infinity.md 1.1), for networks whose weights do not tell the number of heads."""
+"""Published sizes, for networks whose weights do not tell the number of heads."""
 
 _MIXED = re.compile(r"^(?:blocks\.(?P<block>\d+)|block_chunks\.(?P<chunk>\d+)\.module\.(?P<member>\d+))\.")
 
@@ -120,7 +120,7 @@ def _mlp_ratio(hidden: int, width: int, swiglu: bool) -> float:
 
 
 def canonical_vae_name(name: str) -> str:
-    """``name`` in the published spelling: original-style names lack the wrapper level (infinity.md 8.2)."""
+    """``name`` in the published spelling: original-style names lack the wrapper level."""
     parts = name.split(".")
     if len(parts) < 3 or parts[-1] not in ("weight", "bias"):
         return name

@@ -1,4 +1,4 @@
-"""Prompts to text features, the T5 way (infinity.md 3)."""
+"""Prompts to text features, the T5 way (FoundationVision/Infinity, tools/run_infinity.py)."""
 
 from __future__ import annotations
 
