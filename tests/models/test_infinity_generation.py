@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.infinity_tiny import EXTENT, FLAGS, SCHEDULE, texts, tiny_autoencoder, tiny_transformer
-from parity.infinity_golden import ConcatCache
+from parity.golden import ConcatCache
 from scalekv.errors import InvalidInput
 from scalekv.models.infinity import InfinityTransformer
 from scalekv.models.infinity.autoencoder import accumulate

@@ -7,7 +7,7 @@ import torch
 
 from models.infinity_oracle import Oracle
 from models.infinity_tiny import EXTENT, FLAGS, SCHEDULE, texts, tiny_transformer
-from parity.infinity_golden import ConcatCache
+from parity.golden import ConcatCache
 from scalekv.errors import InvalidInput
 from scalekv.models.infinity import InfinityTransformer
 from scalekv.models.infinity.transformer import feed_forward_width, guidance_layers, unconditional_rows

@@ -7,23 +7,22 @@ Everything is decided by its config.json, so that any folder of the same format 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from parity import golden
 from scalekv.models.infinity import BSQAutoencoder, InfinityTransformer, schedules
 from scalekv.models.infinity.condition import TextCondition
 from scalekv.models.infinity.generation import Generation, generate
-from scalekv.planning import Schedule, Segment
+from scalekv.planning import Schedule
 
-BUNDLED = Path(__file__).parent.parent / "data" / "golden" / "infinity"
+BUNDLED = golden.BUNDLED / "infinity"
 MODEL_FLAGS = {
     "depth": "depth",
     "embed_dim": "width",
@@ -76,51 +75,14 @@ WITHOUT_EFFECT = {
 """Flags without effect on our network, or read elsewhere in this file."""
 
 
-def golden_folder() -> Path:
-    """The folder of recorded cases: that of SCALEKV_GOLDEN, else the ones in the repository."""
-    named = os.environ.get("SCALEKV_GOLDEN")
-    return Path(named) / "infinity" if named else BUNDLED
-
-
 def case_folders() -> list[Path]:
-    folder = golden_folder()
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return golden.case_folders("infinity")
 
 
 def unit_files() -> list[Path]:
     """Recorded units: the bundled ones, and those beside the cases."""
-    files = [BUNDLED / "units.safetensors", golden_folder() / "units.safetensors"]
+    files = [BUNDLED / "units.safetensors", golden.golden_folder("infinity") / "units.safetensors"]
     return list(dict.fromkeys(path for path in files if path.is_file()))
-
-
-def recorded(folder: Path, prefix: str) -> bool:
-    """Whether the case has arrays of this kind; a case that cannot be read counts, so that it is run and fails."""
-    try:
-        with safe_open(folder / "outputs.safetensors", "pt") as file:
-            return any(name.startswith(prefix) for name in file.keys())  # noqa: SIM118
-    except Exception:
-        return True
-
-
-class ConcatCache:
-    """Keeps every key and value by concatenation: the published arithmetic, written without our cache."""
-
-    def __init__(self) -> None:
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
-        self.segments: list[Segment] = []
-
-    def begin(self, segment: Segment) -> None:
-        self.segments.append(segment)
-
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, projected_query: object = None
-    ) -> Tensor:
-        if layer in self.keys:
-            key = torch.cat((self.keys[layer], key), dim=2)
-            value = torch.cat((self.values[layer], value), dim=2)
-        self.keys[layer], self.values[layer] = key, value
-        return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=1.0)
 
 
 @dataclass
@@ -145,9 +107,15 @@ class Case:
         self.schedule = Schedule.from_shapes(self.config["scale_schedule"])
         self.grids = [tuple(shape[-2:]) for shape in self.config["vae_scale_schedule"]]
 
+    def settings(self, part: str, file: str) -> dict[str, Any]:
+        """Sizes and flags of a network; a case that borrows its weights may leave them to the lender."""
+        if part in self.config:
+            return dict(self.config[part])
+        return dict(json.loads((golden.lender(self.folder, file) / "config.json").read_text())[part])
+
     @cached_property
     def transformer(self) -> InfinityTransformer:
-        flags = dict(self.config["model"])
+        flags = self.settings("model", "weights.safetensors")
         unknown = set(flags) - set(MODEL_FLAGS) - WITHOUT_EFFECT
         assert not unknown, f"this case has flags that nobody here understands: {sorted(unknown)}"
         assert flags.get("use_bit_label", 1), "only bit labels exist"
@@ -156,15 +124,16 @@ class Case:
         for theirs in SWITCHES & set(flags):
             arguments[MODEL_FLAGS[theirs]] = bool(flags[theirs])
         arguments["level_embedding_per_chunk"] = not flags.get("add_lvl_embeding_only_first_block", 1)
-        model = InfinityTransformer(codebook_bits=self.config["vae"]["codebook_dim"], **arguments).eval()
+        bits = self.settings("vae", "vae.safetensors")["codebook_dim"]
+        model = InfinityTransformer(codebook_bits=bits, **arguments).eval()
         assert model.token_bits == flags.get("d_vae", model.token_bits)
-        weights = load_file(self.folder / "weights.safetensors")
+        weights = load_file(golden.lender(self.folder, "weights.safetensors") / "weights.safetensors")
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=True)
         return model
 
     @cached_property
     def autoencoder(self) -> BSQAutoencoder:
-        sizes = self.config["vae"]
+        sizes = self.settings("vae", "vae.safetensors")
         model = BSQAutoencoder(
             codebook_bits=sizes["codebook_dim"],
             patch_size=sizes["patch_size"],
@@ -173,7 +142,7 @@ class Case:
             decoder_multipliers=sizes["decoder_ch_mult"],
             num_res_blocks=sizes["num_res_blocks"],
         ).eval()
-        weights = load_file(self.folder / "vae.safetensors")
+        weights = load_file(golden.lender(self.folder, "vae.safetensors") / "vae.safetensors")
         wide = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
         model.load_state_dict(wide, strict=True)
         return model
@@ -196,7 +165,7 @@ class Case:
 
     def run(self, cache: Any, forced: list[Tensor] | None = None) -> Run:
         """Run our loop on this case's text and settings, freely from its seed or with ``forced`` bits."""
-        flags, model, run = self.config["model"], self.transformer, Run()
+        flags, model, run = self.settings("model", "weights.safetensors"), self.transformer, Run()
         hook = model.register_forward_hook(lambda _module, _inputs, raw: run.raw.append(raw))
         run.condition = self.condition()
         try:

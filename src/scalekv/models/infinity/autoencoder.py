@@ -7,7 +7,7 @@ Module names equal the keys of the published files. Images are (B, 3, height, wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from scalekv.errors import InvalidInput
 from scalekv.models.convolutions import Decoder, Encoder
 from scalekv.models.infinity.convolutions import STYLE
 from scalekv.models.infinity.sampling import bits_to_codes, resize
+from scalekv.models.tokenizer import Slicing, check_image, check_latent
 
 _UNUSED = ("quantizer.lfq.mask", "quantize.lfq.mask")
 
@@ -39,7 +40,7 @@ class EncodedImage:
     latent: Tensor
 
 
-class BSQAutoencoder(ModelMixin, ConfigMixin):
+class BSQAutoencoder(Slicing, ModelMixin, ConfigMixin):
     """The image tokenizer of Infinity. Reference names of the arguments are given in brackets.
 
     Args:
@@ -81,16 +82,7 @@ class BSQAutoencoder(ModelMixin, ConfigMixin):
         outer = [base_channels * factor for factor in decoder_multipliers]
         self.encoder = Encoder(inner, base_channels, num_res_blocks, halvings, codebook_bits, STYLE)
         self.decoder = Decoder(outer, num_res_blocks, halvings, codebook_bits, STYLE)
-        self.use_slicing = False
         self.register_load_state_dict_pre_hook(_drop_unused)
-
-    def enable_slicing(self) -> None:
-        """Encode and decode the images of a batch one by one: slower, with the activations of one image only."""
-        self.use_slicing = True
-
-    def disable_slicing(self) -> None:
-        """Encode and decode whole batches again."""
-        self.use_slicing = False
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode(self, image: Tensor) -> Tensor:
@@ -99,11 +91,7 @@ class BSQAutoencoder(ModelMixin, ConfigMixin):
         Raises:
             InvalidInput: not three channels, or sides that ``patch_size`` does not divide.
         """
-        patch = self.config.patch_size
-        if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % patch or image.shape[3] % patch:
-            raise InvalidInput(
-                f"Images have shape {tuple(image.shape)}, expected (batch, 3, height, width) in multiples of {patch}."
-            )
+        check_image(image, self.config.patch_size)
         return self._sliced(self.encoder, image)
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
@@ -113,9 +101,7 @@ class BSQAutoencoder(ModelMixin, ConfigMixin):
         Raises:
             InvalidInput: a latent of another tokenizer.
         """
-        bits = self.config.codebook_bits
-        if latent.ndim != 4 or latent.shape[1] != bits:
-            raise InvalidInput(f"The latent has shape {tuple(latent.shape)}, expected (batch, {bits}, height, width).")
+        check_latent(latent, self.config.codebook_bits)
         return self._sliced(self.decoder, latent).clamp(-1, 1)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -155,12 +141,6 @@ class BSQAutoencoder(ModelMixin, ConfigMixin):
         *_, latent = accumulate(bits)
         image: Tensor = self.decode(latent)
         return image
-
-    def _sliced(self, network: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
-        states = states.to(self.dtype)
-        if self.use_slicing and len(states) > 1:
-            return torch.cat([network(one).float() for one in states.split(1)])
-        return network(states).float()
 
 
 def accumulate(bits: Sequence[Tensor], final: tuple[int, int] | None = None) -> Iterator[Tensor]:

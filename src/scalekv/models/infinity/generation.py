@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from scalekv.errors import InvalidInput
+from scalekv.models.forcing import Forced, Masks
 from scalekv.models.infinity.condition import TextCondition
 from scalekv.models.infinity.rope import RopeTables
-from scalekv.models.infinity.sampling import Generators, bits_to_codes, patchify, resize, sample_bits, unpatchify
+from scalekv.models.infinity.sampling import bits_to_codes, patchify, resize, sample_bits, unpatchify
 from scalekv.models.infinity.transformer import MAX_SEGMENTS, InfinityTransformer, guidance_layers
 from scalekv.models.layers import AttentionCache, mix_guidance
+from scalekv.models.randomness import Generators
 from scalekv.planning import Schedule, Segment
 
 OnSegment = Callable[[Segment, Tensor, Tensor], "Tensor | bool | None"]
@@ -53,6 +55,7 @@ def generate(
     cfg_insertion_layer: Sequence[int] = (0,),
     generator: Generators = None,
     forced_bits: Sequence[Tensor] = (),
+    forced_mask: Masks = None,
     on_segment: OnSegment | None = None,
 ) -> Generation:
     """Draw the bits of every segment (the published autoregressive loop, restated).
@@ -71,6 +74,7 @@ def generate(
         generator: one for the batch, one per image, or None; see `sample_bits`.
         forced_bits: (B, h, w, codebook_bits), or (B, 1, h, w, codebook_bits), for the first segments; they replace
             what was drawn, after the draw has consumed its randomness.
+        forced_mask: where they do, see `Forced`; default everywhere.
         on_segment: called after each segment.
 
     Raises:
@@ -80,7 +84,10 @@ def generate(
     scales = _per_segment("guidance", guidance, schedule)
     heats = _per_segment("temperature", temperature, schedule)
     limits = _per_segment("top_k", top_k, schedule), _per_segment("top_p", top_p, schedule)
-    _check(transformer, condition, schedule, scales, heats, cfg_insertion_layer, forced_bits)
+    _check(transformer, condition, schedule, scales, heats, cfg_insertion_layer)
+    width = (transformer.config.codebook_bits,)
+    shapes = [(condition.batch, *_grid(segment, transformer), *width) for segment in schedule]
+    forced = Forced(forced_bits, forced_mask, shapes, "forced_bits", 1)
     patch, final = transformer.patch_size, _grid(schedule[-1], transformer)
     codes, tokens, bits = None, None, []
     for segment in schedule:
@@ -94,8 +101,7 @@ def generate(
             logits = mix_guidance(logits, scales[step])
         drawn = sample_bits(logits, int(limits[0][step]), limits[1][step], generator)
         drawn = unpatchify(drawn.unflatten(1, (segment.height, segment.width)), patch)
-        if step < len(forced_bits):
-            drawn = forced_bits[step].to(drawn).view_as(drawn)
+        drawn, _ = forced.into(drawn, step)
         bits.append(drawn)
         added = resize(bits_to_codes(drawn), final)
         codes = added if codes is None else codes + added
@@ -130,7 +136,6 @@ def _check(
     scales: list[float],
     heats: list[float],
     cfg_insertion_layer: Sequence[int],
-    forced_bits: Sequence[Tensor],
 ) -> None:
     guidance_layers(cfg_insertion_layer, transformer.config.depth)
     if len(schedule) > MAX_SEGMENTS:
@@ -139,9 +144,3 @@ def _check(
         raise InvalidInput(f"Temperatures must be above 0, got {heats}; use top_k=1 for the likeliest bits.")
     if not condition.guided and any(scale != 1 for scale in scales):
         raise InvalidInput(f"Guidance {scales} needs unconditional text; prepare it with guided=True.")
-    if len(forced_bits) > len(schedule):
-        raise InvalidInput(f"Got forced bits for {len(forced_bits)} segments of a schedule of {len(schedule)}.")
-    for segment, bits in zip(schedule, forced_bits, strict=False):
-        expected = (condition.batch, *_grid(segment, transformer), transformer.config.codebook_bits)
-        if tuple(bits.shape) not in (expected, (expected[0], 1, *expected[1:])):
-            raise InvalidInput(f"Forced bits of segment {segment.index} are {tuple(bits.shape)}, expected {expected}.")

@@ -7,15 +7,13 @@ Layouts: logits (B, tokens, 2 * token_bits) with entries 2j and 2j + 1 for bit j
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from scalekv.errors import InvalidInput
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
+from scalekv.models.randomness import Generators, draw_rows
 
 
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
@@ -45,9 +43,7 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
 def sample_bits(logits: Tensor, top_k: int = 0, top_p: float = 0.0, generator: Generators = None) -> Tensor:
     """Draw every bit of (B, tokens, 2 * token_bits) ``logits``.
 
-    One generator (or None, the global one) draws one matrix for the whole batch, in the published order; a list of B
-    generators gives each image what it draws alone. How much randomness is consumed depends on the shape only. A
-    generator on another device draws there, so that a CPU generator gives the same bits on every device.
+    Generators are used as `draw_rows` says: the same bits on every device.
 
     Returns:
         (B, tokens, token_bits) uint8.
@@ -57,18 +53,7 @@ def sample_bits(logits: Tensor, top_k: int = 0, top_p: float = 0.0, generator: G
     """
     batch, tokens, width = logits.shape
     chances = filter_logits(logits.float().unflatten(-1, (width // 2, 2)), top_k, top_p).softmax(-1).flatten(1, 2)
-    if generator is None or isinstance(generator, torch.Generator):
-        drawn = _draw(chances.flatten(0, 1), generator)
-    elif len(generator) != batch:
-        raise InvalidInput(f"Got {len(generator)} generators for {batch} images; give one for each, or a single one.")
-    else:
-        drawn = torch.cat([_draw(rows, own) for rows, own in zip(chances, generator, strict=True)])
-    return drawn.view(batch, tokens, width // 2).to(logits.device, torch.uint8)
-
-
-def _draw(chances: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = chances.device if generator is None else generator.device
-    return torch.multinomial(chances.to(device), 1, replacement=True, generator=generator)
+    return draw_rows(chances, generator).view(batch, tokens, width // 2).to(torch.uint8)
 
 
 def unpatchify(bits: Tensor, patch_size: int) -> Tensor:
