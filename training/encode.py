@@ -1,0 +1,56 @@
+"""Encode all pictures once: ``python -m training.encode DATA VAE OUT``.
+
+Stored is the encoder's latent before signs, because self-correction codes it anew at every visit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from scalekv.models.infinity import BSQAutoencoder
+from training import data
+from training.norms import quicken
+from training.runs import autocast, pick_device
+from training.tokenizer import to_images
+
+
+@torch.no_grad()
+def encode(network: BSQAutoencoder, folder: Path, split: str, out: Path, device: torch.device) -> None:
+    """Write the latents of a split as (count, bits, h, w) float16."""
+    pictures = data.load(folder, split)
+    patch = network.config.patch_size
+    shape = (len(pictures), network.config.codebook_bits, 128 // patch, 128 // patch)
+    path, temporary = out / f"{split}.npy", out / f"{split}.part"
+    latents = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+    for window in tqdm(list(data.batches(len(pictures), 128)), desc=split, mininterval=5):
+        with autocast(device):
+            encoded = network.encoder(to_images(pictures[window], device))
+        latents[window] = encoded.float().cpu().numpy()
+    latents.flush()
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    """Encode both splits."""
+    parser = argparse.ArgumentParser(prog="python -m training.encode", description="Encode all pictures once.")
+    parser.add_argument("data", type=Path, help="folder drawn by training.data")
+    parser.add_argument("vae", type=Path, help="trained tokenizer, RUN/vae of training.tokenizer")
+    parser.add_argument("out", type=Path, help="folder for the latents")
+    parser.add_argument("--device", help="default: a GPU if there is one")
+    chosen = parser.parse_args()
+    device = pick_device(chosen.device)
+    network = BSQAutoencoder.from_pretrained(chosen.vae).to(device, memory_format=torch.channels_last).eval()
+    quicken(network)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    for split in ("heldout", "train"):
+        encode(network, chosen.data, split, chosen.out, device)
+
+
+if __name__ == "__main__":
+    main()

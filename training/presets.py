@@ -1,0 +1,96 @@
+"""The recipes: sizes and plans by name. ``cpu`` is an evening on two cores, ``gpu`` 25 minutes of one H200."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from training.runs import Plan
+
+SIDES = (1, 2, 3, 4, 6, 8, 10, 13, 16)
+"""Tokens per side of the nine segments: 655 tokens to 128 x 128 pixels."""
+
+GRIDS = tuple((side, side) for side in SIDES)
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """Size and plan of the tokenizer; arguments of the network as in ``BSQAutoencoder``."""
+
+    plan: Plan
+    bits: int = 16
+    base_channels: int = 32
+    multipliers: tuple[int, ...] = (1, 1, 2, 4)
+    res_blocks: int = 1
+    commitment: float = 4.0
+    """Weight of the squared distance from latent to codes beyond ``slack``; closer than that it is free to move."""
+    slack: float = 0.2
+    early_stop: float = 0.1
+    """Chance that a picture is decoded from its first few scales only, so that early scales carry the gist."""
+
+
+TOKENIZERS = {
+    "cpu": TokenizerRecipe(Plan(steps=1400, batch=16, rate=2e-3, muon=4e-3, warmup=30, average=0.995, final_rate=0.02)),
+    "gpu": TokenizerRecipe(
+        Plan(steps=12_000, batch=64, rate=2e-3, muon=4e-3, warmup=100, average=0.999, sheet_every=2000),
+        multipliers=(1, 2, 4, 4),
+        res_blocks=2,
+    ),
+}
+
+
+def shortened(plan: Plan, steps: int | None) -> Plan:
+    """``plan`` with another number of steps, if one is given."""
+    return plan if steps is None else replace(plan, steps=steps)
+
+
+@dataclass(frozen=True)
+class TransformerRecipe:
+    """Size and plan of the transformer; ``plan.batch`` is that of passes over all segments."""
+
+    plan: Plan
+    prefix_steps: int
+    """Steps at the beginning that see the first ``prefix_segments`` only; several times cheaper, and exact."""
+    prefix_batch: int
+    prefix_segments: int = 6
+    depth: int = 8
+    width: int = 256
+    heads: int = 4
+    text_channels: int = 128
+    text_layers: int = 2
+    falloff: float = 0.4
+    """Tokens of a segment of n weigh n^-falloff."""
+    flip_share: float = 0.75
+    """Share of pictures with flipped bits."""
+    flip_most: float = 0.2
+    """The share of bits that are flipped is drawn from 0 to this."""
+    text_dropout: float = 0.1
+
+    def at(self, step: int) -> tuple[int, int, int]:
+        """Segments, pictures and number of batch at ``step``."""
+        if step < self.prefix_steps:
+            return self.prefix_segments, self.prefix_batch, step
+        return len(SIDES), self.plan.batch, step - self.prefix_steps
+
+
+TRANSFORMERS = {
+    "cpu": TransformerRecipe(
+        Plan(steps=8000, batch=8, rate=1e-3, muon=4e-3, warmup=100, decay=0.02, average=0.999, sheet_every=1000),
+        prefix_steps=4000,
+        prefix_batch=32,
+    ),
+    "gpu": TransformerRecipe(
+        Plan(steps=16_000, batch=192, rate=1e-3, muon=4e-3, warmup=300, decay=0.03, average=0.9995, sheet_every=4000),
+        prefix_steps=6000,
+        prefix_batch=512,
+    ),
+    "gpu-large": TransformerRecipe(
+        Plan(steps=14_000, batch=192, rate=8e-4, muon=3e-3, warmup=300, decay=0.03, average=0.9995, sheet_every=3500),
+        prefix_steps=5000,
+        prefix_batch=512,
+        depth=16,
+        width=512,
+        heads=8,
+        text_channels=256,
+        text_layers=4,
+    ),
+}

@@ -1,0 +1,87 @@
+"""The text side: a word-level tokenizer of the world's vocabulary and a small T5 encoder."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scalekv.scenes import words
+
+TEXT_TOKENS = 32
+"""Text tokens per prompt, the end token included; captions have at most 24 words."""
+
+_EXTRA = (
+    "a", "an", "and", "there", "is", "are", "picture", "image", "photo", "of", "we", "see", "in", "the", "on", "at",
+    "to", "with", "background", "middle", "center", "left", "right", "side", "its", "it", "one", "two", "three",
+    "four", "next", "beside", "near", "standing", "lying", "plain", "medium", "floor", "wall", "top", "under",
+    "front", "behind", "above", "below", "over", "striped", "stripes", "checks", "dots", "some", "which",
+)  # fmt: skip
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
+
+
+def vocabulary() -> list[str]:
+    """Every word that captions use, and some that people may; in fixed order, special tokens first."""
+    tables: list[Any] = [
+        words.SHAPE_NAMES, words.COLOUR_NAMES, words.PATTERN_ADJECTIVES, words.SIZE_NAMES, words.RELATION_NAMES,
+        words.FLOOR_NAMES, words.WALL_NAMES,
+    ]  # fmt: skip
+    phrases = [phrase for table in tables for names in table.values() for phrase in names]
+    phrases += [*words.PLURALS.values(), *words.PATTERN_NOUNS.values(), *words.NUMBERS, *_EXTRA]
+    found = sorted({word for phrase in phrases for word in re.findall(r"\w+", phrase)})
+    return [PAD, END, UNKNOWN, ",", ".", *found]
+
+
+def word_tokenizer() -> Any:
+    """A fast tokenizer that lowers the case, splits at spaces and punctuation, and appends the end token."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    table = {word: index for index, word in enumerate(vocabulary())}
+    tokenizer = Tokenizer(models.WordLevel(table, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, table[END])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=UNKNOWN,
+        model_max_length=TEXT_TOKENS,
+        padding_side="right",
+    )
+
+
+def text_encoder(channels: int, layers: int, size: int) -> Any:
+    """A T5 encoder over ``size`` words.
+
+    Args:
+        channels: features per token, a multiple of 64.
+        layers: blocks.
+        size: words in the vocabulary.
+    """
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=size,
+        d_model=channels,
+        d_kv=32,
+        d_ff=channels * 2,
+        num_layers=layers,
+        num_heads=channels // 32,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return T5EncoderModel(config)
+
+
+def features(encoder: Any, tokenizer: Any, captions: list[str], device: torch.device) -> list[Tensor]:
+    """Text features of every caption, (tokens, channels) each, padding removed; gradients flow."""
+    tokens = tokenizer(captions, padding=True, truncation=True, max_length=TEXT_TOKENS, return_tensors="pt")
+    mask = tokens.attention_mask
+    states = encoder(input_ids=tokens.input_ids.to(device), attention_mask=mask.to(device)).last_hidden_state
+    return [row[:length] for row, length in zip(states, mask.sum(1).tolist(), strict=True)]

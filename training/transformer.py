@@ -1,0 +1,194 @@
+"""Train transformer and text encoder: ``python -m training.transformer LATENTS VAE RUN [--preset cpu]``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from scalekv.models.infinity import BSQAutoencoder, InfinityScheduler, InfinityTransformer
+from scalekv.pipelines import InfinityPipeline
+from scalekv.planning import Schedule
+from training import data, text
+from training.forcing import BlockCausal, bit_loss, corrected, forced_logits
+from training.presets import GRIDS, SIDES, TRANSFORMERS, TransformerRecipe, shortened
+from training.runs import Run, autocast, pick_device, seed_step
+from training.sheets import save_captioned
+
+WATCHED = 64
+"""Held-out pictures whose loss is measured while the run goes on."""
+
+SHEET = 32
+"""Held-out prompts that are drawn for a sheet: the first, with seed 0."""
+
+
+def build(recipe: TransformerRecipe, bits: int) -> nn.ModuleDict:
+    """Transformer and text encoder of a recipe, with its seed's weights."""
+    torch.manual_seed(recipe.plan.seed)
+    transformer = InfinityTransformer(
+        depth=recipe.depth,
+        width=recipe.width,
+        num_heads=recipe.heads,
+        codebook_bits=bits,
+        text_channels=recipe.text_channels,
+        text_maxlen=text.TEXT_TOKENS,
+        block_chunks=4,
+    )
+    encoder = text.text_encoder(recipe.text_channels, recipe.text_layers, len(text.vocabulary()))
+    _initialise(transformer)
+    return nn.ModuleDict({"transformer": transformer, "text_encoder": encoder})
+
+
+@torch.no_grad()
+def _initialise(transformer: InfinityTransformer) -> None:
+    """Start every block as a small step from the identity, and every bit as undecided."""
+    deep = 1 / math.sqrt(2 * transformer.config.depth)
+    nn.init.normal_(transformer.lvl_embed.weight, std=math.sqrt(1 / transformer.config.width / 3))
+    for name in ("shared_ada_lin", "head_nm.ada_lin"):
+        transformer.get_submodule(name)[-1].weight.mul_(0.2)  # type: ignore[index]
+        transformer.get_submodule(name)[-1].bias.zero_()  # type: ignore[index]
+    for block in transformer.ordered_blocks:
+        block.ada_gss.mul_(0.1)
+        block.ada_gss[:, :, :2] += 0.5
+        for layer in (block.sa.proj, block.ca.proj, block.ffn.get_submodule("fc2")):
+            layer.weight.mul_(deep)  # type: ignore[operator]
+    transformer.get_submodule("head").weight.mul_(0.1)  # type: ignore[operator]
+
+
+class TransformerTask:
+    """Captions to the bits of pictures.
+
+    Args:
+        recipe: sizes and plan.
+        latents: folder from ``training.encode``.
+        vae: the tokenizer that made them.
+        device: where to compute.
+    """
+
+    adam = ("embed", "shared.weight", "head.", "cfg_uncond", "pos_start", "ada_", "relative", "sos.ca.mat_q")
+
+    def __init__(self, recipe: TransformerRecipe, latents: Path, vae: BSQAutoencoder, device: torch.device) -> None:
+        self.recipe, self.plan, self.device, self.vae = recipe, recipe.plan, device, vae
+        self.network = build(recipe, vae.config.codebook_bits).to(device)
+        self.transformer: Any = self.network["transformer"]
+        self.tokenizer = text.word_tokenizer()
+        self.latents = {split: data.load(latents, split) for split in ("train", "heldout")}
+        self.schedule = Schedule.from_sides(SIDES)
+        self.rope = self.transformer.build_rope(self.schedule, GRIDS[-1])
+        self.parts = {count: self._part(count) for count in (recipe.prefix_segments, len(SIDES))}
+
+    def _part(self, count: int) -> tuple[Schedule, BlockCausal]:
+        part = Schedule.from_sides(SIDES[:count])
+        return part, BlockCausal(part, self.device)
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Cross entropy of the bits of a batch, with flipped bits and dropped captions."""
+        recipe = self.recipe
+        segments, size, number = recipe.at(step)
+        rows = data.batch_indices(number, size, len(self.latents["train"]), self.plan.seed)
+        strength = torch.rand(size) * recipe.flip_most * (torch.rand(size) < recipe.flip_share)
+        dropped = (torch.rand(size) < recipe.text_dropout).tolist()
+        total, plain = self._pass("train", rows, segments, strength, dropped, step)
+        return total, {"segments": segments, "first": float(plain[0]), "last": float(plain[-1])}
+
+    def _pass(
+        self, split: str, rows: NDArray[np.int64], segments: int, strength: Tensor, dropped: list[bool], phrasing: int
+    ) -> tuple[Tensor, Tensor]:
+        schedule, cache = self.parts[segments]
+        latent = torch.from_numpy(np.array(self.latents[split][rows])).to(self.device).float()
+        forcing = corrected(latent, GRIDS[:segments], GRIDS[-1], strength.to(self.device))
+        captions = data.captions(rows, split, phrasing)
+        with autocast(self.device):
+            rows_of_text = text.features(self.network["text_encoder"], self.tokenizer, captions, self.device)
+            nothing = self.transformer.cfg_uncond
+            rows_of_text = [
+                nothing[: len(row)] if drop else row.float() for row, drop in zip(rows_of_text, dropped, strict=True)
+            ]
+            condition = self.transformer.prepare_text(rows_of_text, guided=False)
+            logits = forced_logits(self.transformer, forcing.inputs, condition, schedule, self.rope, cache)
+        return bit_loss(logits, forcing.targets, schedule, self.recipe.falloff)
+
+    @torch.no_grad()
+    def watch(self, step: int, folder: Path) -> dict[str, float]:
+        """Loss on held-out pictures, and a sheet of held-out prompts."""
+        segments = self.recipe.at(max(0, step - 1))[0]
+        rows, losses = np.arange(min(WATCHED, len(self.latents["heldout"]))), []
+        for window in data.batches(len(rows), 16):
+            size = len(rows[window])
+            seed_step(self.plan.seed, step)
+            _, plain = self._pass("heldout", rows[window], segments, torch.zeros(size), [False] * size, 0)
+            losses.append(plain)
+        mean = torch.stack(losses).mean(0).tolist()
+        self._sheet(segments, folder / f"sheet_{step:06d}.png")
+        return {f"heldout_{segment}": value for segment, value in enumerate(mean)}
+
+    def _sheet(self, segments: int, path: Path) -> None:
+        prompts = data.captions(np.arange(SHEET), "heldout", 0)
+        pipeline = assemble(self.network, self.vae, self.tokenizer)
+        pipeline.set_progress_bar_config(disable=True)
+
+        def stop(pipe: InfinityPipeline, step: int, timestep: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            if step == segments - 1:
+                pipe.stop()
+            return tensors
+
+        pictures = []
+        for window in data.batches(SHEET, 8):
+            generators = [torch.Generator().manual_seed(0) for _ in prompts[window]]
+            drawn = pipeline(prompts[window], generator=generators, callback_on_step_end=stop)
+            pictures += [np.asarray(image) for image in drawn.images]
+        save_captioned(np.stack(pictures), prompts, path)
+
+
+def assemble(network: nn.ModuleDict, vae: BSQAutoencoder, tokenizer: Any) -> InfinityPipeline:
+    """The pipeline of what has been trained so far, with the sampling settings of this model."""
+    scheduler = InfinityScheduler(
+        schedule=[list(grid) for grid in GRIDS],
+        guidance_scale=2.0,
+        temperature=0.7,
+        pixels_per_token=vae.config.patch_size,
+    )
+    return InfinityPipeline(
+        transformer=network["transformer"].eval(),
+        vae=vae.eval(),
+        scheduler=scheduler,
+        text_encoder=network["text_encoder"].eval(),
+        tokenizer=tokenizer,
+        model_name="scenes",
+    )
+
+
+def main() -> None:
+    """Train, or go on training; writes the averaged weights to RUN/pipeline."""
+    parser = argparse.ArgumentParser(prog="python -m training.transformer", description="Train the transformer.")
+    parser.add_argument("latents", type=Path, help="folder written by training.encode")
+    parser.add_argument("vae", type=Path, help="trained tokenizer, RUN/vae of training.tokenizer")
+    parser.add_argument("run", type=Path, help="folder of the run; one that exists goes on")
+    parser.add_argument("--preset", choices=TRANSFORMERS, default="cpu")
+    parser.add_argument("--steps", type=int, help="instead of the preset's")
+    parser.add_argument("--until", type=int, help="pause after this step")
+    parser.add_argument("--device", help="default: a GPU if there is one")
+    chosen = parser.parse_args()
+    device, recipe = pick_device(chosen.device), TRANSFORMERS[chosen.preset]
+    recipe = replace(recipe, plan=shortened(recipe.plan, chosen.steps))
+    vae = BSQAutoencoder.from_pretrained(chosen.vae).to(device)
+    task = TransformerTask(recipe, chosen.latents, vae, device)
+    run = Run(task, chosen.run)
+    run.train(chosen.until)
+    if run.stopping:
+        return
+    with run.averaged_weights():
+        pipeline = assemble(task.network, vae, task.tokenizer).to(torch.bfloat16)
+        pipeline.save_pretrained(chosen.run / "pipeline", max_shard_size="15MB")
+    print(f"step {run.step}: {chosen.run / 'pipeline'}")
+
+
+if __name__ == "__main__":
+    main()
