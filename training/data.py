@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,17 +68,17 @@ def draw(folder: Path, split: str, count: int, workers: int, name: str | None = 
     print(f"{path}: {count} pictures in {time.perf_counter() - started:.0f} s")
 
 
-def load(folder: Path, split: str) -> NDArray[np.uint8]:
-    """The pictures of a split, (count, 128, 128, 3), read from disk as they are needed.
+def load(folder: Path, split: str) -> NDArray[Any]:
+    """A file of rows, such as the pictures of a split (count, 128, 128, 3), read from disk as they are needed.
 
     Raises:
         InvalidInput: they have not been drawn.
     """
     path = file_of(folder, split)
     if not path.is_file():
-        raise InvalidInput(f"{path} does not exist; draw it with 'python -m training.data {folder}'.")
-    pictures: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-    return pictures
+        raise InvalidInput(f"{path} does not exist; draw it with 'python -m training.data', or encode it.")
+    rows: NDArray[Any] = np.load(path, mmap_mode="r")
+    return rows
 
 
 def batch_indices(step: int, size: int, count: int, seed: int) -> NDArray[np.int64]:

@@ -1,23 +1,30 @@
-"""Encode all pictures once: ``python -m training.encode DATA VAE OUT``.
+"""Encode all pictures and captions once: ``python -m training.encode DATA VAE OUT``.
 
-Stored is the encoder's latent before signs, because self-correction codes it anew at every visit.
+Stored are the encoder's latent before signs, because self-correction codes it anew at every visit, and several
+phrasings of every caption as word numbers.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from scalekv.files import replacing
 from scalekv.models.infinity import BSQAutoencoder
-from training import data
+from scalekv.scenes import caption, sample_scene
+from training import data, text
 from training.norms import quicken
 from training.runs import autocast, pick_device
 from training.tokenizer import to_images
+
+PHRASINGS = 16
+"""Captions of every picture."""
 
 
 @torch.no_grad()
@@ -36,12 +43,33 @@ def encode(network: BSQAutoencoder, folder: Path, split: str, out: Path, device:
     os.replace(temporary, path)
 
 
+def _phrasings(job: tuple[int, str]) -> list[str]:
+    seed, split = job
+    scene = sample_scene(seed, split)
+    return [caption(scene, number * 1_000_003 + seed) for number in range(PHRASINGS)]
+
+
+def describe(split: str, count: int, out: Path, workers: int) -> None:
+    """Write `PHRASINGS` captions of each of the first ``count`` scenes as (count, phrasings, tokens) word numbers."""
+    jobs, tokenizer = [(seed, split) for seed in range(count)], text.word_tokenizer()
+    if workers:
+        with get_context("spawn").Pool(workers) as pool:
+            listed = pool.map(_phrasings, jobs, chunksize=256)
+    else:
+        listed = [_phrasings(job) for job in jobs]
+    ids = text.token_ids(tokenizer, [caption for captions in listed for caption in captions])
+    path = out / f"{split}_words.npy"
+    with replacing(path) as temporary:
+        np.save(temporary, ids.reshape(count, PHRASINGS, text.TEXT_TOKENS))
+
+
 def main() -> None:
     """Encode both splits."""
     parser = argparse.ArgumentParser(prog="python -m training.encode", description="Encode all pictures once.")
     parser.add_argument("data", type=Path, help="folder drawn by training.data")
     parser.add_argument("vae", type=Path, help="trained tokenizer, RUN/vae of training.tokenizer")
     parser.add_argument("out", type=Path, help="folder for the latents")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes for captions")
     parser.add_argument("--device", help="default: a GPU if there is one")
     chosen = parser.parse_args()
     device = pick_device(chosen.device)
@@ -49,6 +77,7 @@ def main() -> None:
     quicken(network)
     chosen.out.mkdir(parents=True, exist_ok=True)
     for split in ("heldout", "train"):
+        describe(split, len(data.load(chosen.data, split)), chosen.out, chosen.workers)
         encode(network, chosen.data, split, chosen.out, device)
 
 

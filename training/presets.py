@@ -31,7 +31,7 @@ class TokenizerRecipe:
 TOKENIZERS = {
     "cpu": TokenizerRecipe(Plan(steps=1400, batch=16, rate=2e-3, muon=4e-3, warmup=30, average=0.995, final_rate=0.02)),
     "gpu": TokenizerRecipe(
-        Plan(steps=12_000, batch=64, rate=2e-3, muon=4e-3, warmup=100, average=0.999, sheet_every=2000),
+        Plan(steps=6000, batch=64, rate=2e-3, muon=4e-3, warmup=100, average=0.999, sheet_every=2000),
         multipliers=(1, 2, 4, 4),
         res_blocks=2,
     ),
@@ -79,13 +79,13 @@ TRANSFORMERS = {
         prefix_batch=32,
     ),
     "gpu": TransformerRecipe(
-        Plan(steps=16_000, batch=192, rate=1e-3, muon=4e-3, warmup=300, decay=0.03, average=0.9995, sheet_every=4000),
-        prefix_steps=6000,
+        Plan(steps=11_000, batch=192, rate=1e-3, muon=4e-3, warmup=300, decay=0.03, average=0.9995, sheet_every=4000),
+        prefix_steps=4000,
         prefix_batch=512,
     ),
     "gpu-large": TransformerRecipe(
-        Plan(steps=14_000, batch=192, rate=8e-4, muon=3e-3, warmup=300, decay=0.03, average=0.9995, sheet_every=3500),
-        prefix_steps=5000,
+        Plan(steps=11_000, batch=192, rate=8e-4, muon=3e-3, warmup=300, decay=0.03, average=0.9995, sheet_every=3500),
+        prefix_steps=4000,
         prefix_batch=512,
         depth=16,
         width=512,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scalekv.scenes import words
@@ -79,9 +80,15 @@ def text_encoder(channels: int, layers: int, size: int) -> Any:
     return T5EncoderModel(config)
 
 
-def features(encoder: Any, tokenizer: Any, captions: list[str], device: torch.device) -> list[Tensor]:
-    """Text features of every caption, (tokens, channels) each, padding removed; gradients flow."""
-    tokens = tokenizer(captions, padding=True, truncation=True, max_length=TEXT_TOKENS, return_tensors="pt")
-    mask = tokens.attention_mask
-    states = encoder(input_ids=tokens.input_ids.to(device), attention_mask=mask.to(device)).last_hidden_state
-    return [row[:length] for row, length in zip(states, mask.sum(1).tolist(), strict=True)]
+def token_ids(tokenizer: Any, captions: list[str]) -> NDArray[np.uint16]:
+    """Captions as (n, `TEXT_TOKENS`) word numbers, 0 after the end token."""
+    ids = tokenizer(captions, padding="max_length", truncation=True, max_length=TEXT_TOKENS).input_ids
+    return np.array(ids, dtype=np.uint16)
+
+
+def features(encoder: Any, ids: Tensor) -> list[Tensor]:
+    """Text features of (n, `TEXT_TOKENS`) word numbers, (tokens, channels) each, padding removed; gradients flow."""
+    lengths = (ids != 0).sum(1).tolist()
+    ids = ids[:, : max(lengths)]
+    states = encoder(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
+    return [row[:length] for row, length in zip(states, lengths, strict=True)]

@@ -80,6 +80,7 @@ class TransformerTask:
         self.transformer: Any = self.network["transformer"]
         self.tokenizer = text.word_tokenizer()
         self.latents = {split: data.load(latents, split) for split in ("train", "heldout")}
+        self.words = {split: data.load(latents, f"{split}_words") for split in ("train", "heldout")}
         self.schedule = Schedule.from_sides(SIDES)
         self.rope = self.transformer.build_rope(self.schedule, GRIDS[-1])
         self.parts = {count: self._part(count) for count in (recipe.prefix_segments, len(SIDES))}
@@ -95,18 +96,26 @@ class TransformerTask:
         rows = data.batch_indices(number, size, len(self.latents["train"]), self.plan.seed)
         strength = torch.rand(size) * recipe.flip_most * (torch.rand(size) < recipe.flip_share)
         dropped = (torch.rand(size) < recipe.text_dropout).tolist()
-        total, plain = self._pass("train", rows, segments, strength, dropped, step)
+        phrasings = torch.randint(1 << 16, (size,)).numpy()
+        total, plain = self._pass("train", rows, segments, strength, dropped, phrasings)
         return total, {"segments": segments, "first": float(plain[0]), "last": float(plain[-1])}
 
     def _pass(
-        self, split: str, rows: NDArray[np.int64], segments: int, strength: Tensor, dropped: list[bool], phrasing: int
+        self,
+        split: str,
+        rows: NDArray[np.int64],
+        segments: int,
+        strength: Tensor,
+        dropped: list[bool],
+        phrasing: NDArray[np.int64],
     ) -> tuple[Tensor, Tensor]:
         schedule, cache = self.parts[segments]
         latent = torch.from_numpy(np.array(self.latents[split][rows])).to(self.device).float()
         forcing = corrected(latent, GRIDS[:segments], GRIDS[-1], strength.to(self.device))
-        captions = data.captions(rows, split, phrasing)
+        listed = self.words[split][rows, phrasing % self.words[split].shape[1]]
+        ids = torch.from_numpy(listed.astype(np.int64)).to(self.device)
         with autocast(self.device):
-            rows_of_text = text.features(self.network["text_encoder"], self.tokenizer, captions, self.device)
+            rows_of_text = text.features(self.network["text_encoder"], ids)
             nothing = self.transformer.cfg_uncond
             rows_of_text = [
                 nothing[: len(row)] if drop else row.float() for row, drop in zip(rows_of_text, dropped, strict=True)
@@ -123,7 +132,9 @@ class TransformerTask:
         for window in data.batches(len(rows), 16):
             size = len(rows[window])
             seed_step(self.plan.seed, step)
-            _, plain = self._pass("heldout", rows[window], segments, torch.zeros(size), [False] * size, 0)
+            _, plain = self._pass(
+                "heldout", rows[window], segments, torch.zeros(size), [False] * size, np.zeros(size, np.int64)
+            )
             losses.append(plain)
         mean = torch.stack(losses).mean(0).tolist()
         self._sheet(segments, folder / f"sheet_{step:06d}.png")
