@@ -13,7 +13,7 @@ from scalekv._version import __version__
 if TYPE_CHECKING:
     from scalekv.cache import CacheReport, KVCache
     from scalekv.calibration import calibrate
-    from scalekv.pipelines import InfinityPipeline, load_pipeline
+    from scalekv.pipelines import InfinityPipeline, VARPipeline, load_pipeline
     from scalekv.planning import Budget, CacheGeometry, CachePlan, Profile, Schedule, Segment
     from scalekv.policies import Full, Policy, Random, ScaleKV, SlidingWindow, StreamingLLM, make_policy
 
@@ -30,7 +30,7 @@ _HOMES = {
     ),
     "scalekv.cache": ("CacheReport", "KVCache"),
     "scalekv.calibration": ("calibrate",),
-    "scalekv.pipelines": ("InfinityPipeline", "load_pipeline"),
+    "scalekv.pipelines": ("InfinityPipeline", "VARPipeline", "load_pipeline"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -50,6 +50,7 @@ __all__ = [
     "Segment",
     "SlidingWindow",
     "StreamingLLM",
+    "VARPipeline",
     "__version__",
     "calibrate",
     "load_pipeline",

@@ -32,13 +32,28 @@ def test_the_paper_would_print(answer):
     assert round(found["kept_bytes"] / MIB, 1) == 8531.2
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", [name for name in model_names() if model_spec(name).sides is None])
 @pytest.mark.parametrize("size", ["0.06M", "0.25M", "0.60M", "1M", "512x384"])
 def test_every_known_model_and_size(answer, name, size):
     found = answer("plan", "--model", name, "--size", size)
     assert [row["budget"] for row in found["table"]] == ["100%", "50%", "20%", "10%", "4%", "2%"]
     assert found["table"][0]["nominal_bytes"] == found["cache"]["lossless_bytes"]
     assert found["footprint"]["weights_bytes"] > 2 * model_spec(name).parameters
+
+
+@pytest.mark.parametrize("name", [name for name in model_names() if model_spec(name).sides is not None])
+def test_every_known_model_of_one_schedule(answer, name):
+    found, pair = (answer("plan", "--model", name, "--batch", batch) for batch in ("128", "2"))
+    assert found["schedule"].endswith("32x32" if name == "var-d36" else "16x16")
+    assert found["cache"]["lossless_bytes"] == 64 * pair["cache"]["lossless_bytes"]
+    assert found["footprint"]["weights_bytes"] > 2 * model_spec(name).parameters
+    assert found["footprint"]["text_encoder_bytes"] == 0
+
+
+def test_published_memory_of_var_d30(answer):
+    found = answer("plan", "--model", "var-d30", "--batch", "32", "--budget", "10%")["cache"]
+    assert round(found["stock_bytes"] / 2**30, 2) == 14.01
+    assert round(found["lossless_bytes"] / 2**30, 2) == 5.82
 
 
 def test_memory_names_the_largest_batch(answer):

@@ -21,7 +21,8 @@ def test_the_catalog_loads_neither_torch_nor_diffusers() -> None:
 
 
 def test_published_names() -> None:
-    assert model_names() == ("infinity-125m", "infinity-2b", "infinity-8b", "infinity-8b-512")
+    infinity = ("infinity-125m", "infinity-2b", "infinity-8b", "infinity-8b-512")
+    assert model_names() == (*infinity, "var-d16", "var-d20", "var-d24", "var-d30", "var-d36")
     assert model_spec("Infinity_2B") is model_spec("infinity-2b")
 
 

@@ -7,8 +7,8 @@ import torch
 
 from models.infinity_tiny import tiny_autoencoder
 from scalekv.errors import InvalidInput
-from scalekv.models.infinity import BSQAutoencoder
 from scalekv.models.convolutions import group_norm
+from scalekv.models.infinity import BSQAutoencoder
 
 STRIDE_16 = {"patch_size": 16, "encoder_multipliers": (1, 2, 4, 4, 4), "decoder_multipliers": (1, 2, 4, 4, 4)}
 STRIDE_8 = {"patch_size": 8, "encoder_multipliers": (1, 2, 4, 4), "decoder_multipliers": (1, 2, 4, 4)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import Tensor
 
 from scalekv.errors import CheckpointError, InvalidInput
+from scalekv.models.catalog import ModelSpec, model_names, model_spec
 from scalekv.models.kinds import EXAMPLES, family_of, kind_of, with_article
 from scalekv.models.weights import WeightFile, WeightTable, some
 
@@ -190,4 +192,25 @@ def compare(
             raise CheckpointError(
                 f"{name} of {origin} has shape {found[name]}, expected {shape}; the file is damaged or of another "
                 f"model."
+            )
+
+
+def named_model(family: str, path: Path) -> ModelSpec | None:
+    """The known model of ``family`` whose published file bears the name of ``path``."""
+    specs = (spec for spec in map(model_spec, model_names()) if spec.family == family)
+    return next((spec for spec in specs if path.name in spec.files), None)
+
+
+def check_known(path: Path, found: Mapping[str, Any], spec: ModelSpec | None) -> None:
+    """Refuse a network whose fields ``found``, those of a `ModelSpec`, are not those of ``spec``, if there is one.
+
+    Raises:
+        CheckpointError: names the first difference.
+    """
+    for name, value in found.items() if spec is not None else ():
+        if value != (expected := getattr(spec, name)):
+            assert spec is not None
+            raise CheckpointError(
+                f"{path} is not {spec.name}: it has {name} {value}, expected {expected}; the file is incomplete, or of "
+                f"another model."
             )

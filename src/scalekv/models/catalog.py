@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scalekv.errors import InvalidInput
+from scalekv.models.var.schedules import SIDES_256, SIDES_512
 from scalekv.planning import CacheGeometry, Schedule
 
 
@@ -35,10 +36,11 @@ class AutoencoderSpec:
 
     Args:
         name: short name, such as ``bsq-d32``.
-        codebook_dim: bits of one latent pixel.
+        codebook_dim: bits of one latent pixel, or its channels where tokens are numbers of code vectors.
         patch_size: image pixels per latent pixel and side.
         parameters: weights of encoder and decoder together.
         files: names its file goes by, the published one first.
+        base_channels: channels of the finest level.
     """
 
     name: str
@@ -46,6 +48,7 @@ class AutoencoderSpec:
     patch_size: int
     parameters: int
     files: tuple[str, ...]
+    base_channels: int = 128
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,13 @@ class ModelSpec:
         parameters: weights of the transformer.
         autoencoder: the tokenizer it was trained with; no other one gives pictures.
         text_encoder: ``None`` for a class-conditional model.
-        default_size: pixel budget it was trained at, such as ``"1M"``.
+        default_size: pixel budget it was trained at, such as ``"1M"``; ``None`` with ``sides``.
         patchify: whether a token covers 2 x 2 latent pixels.
         files: published names of the transformer file or folder, the first one preferred.
         repository: hub repository that holds the files.
         profile: name of the calibration profile that fits; see ``Profile.builtin``.
         sampling: recommended settings.
+        sides: tokens per side of the segments, for a model that draws one square schedule only.
     """
 
     name: str
@@ -98,12 +102,18 @@ class ModelSpec:
     parameters: int
     autoencoder: AutoencoderSpec
     text_encoder: TextEncoderSpec | None
-    default_size: str
+    default_size: str | None
     patchify: bool
     files: tuple[str, ...]
     repository: str
     profile: str
     sampling: SamplingDefaults
+    sides: tuple[int, ...] | None = None
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The only schedule it draws; ``None`` if there are several."""
+        return None if self.sides is None else Schedule.from_sides(self.sides)
 
     def geometry(self, schedule: Schedule, batch: int = 1, guidance: int = 2, element_bytes: int = 2) -> CacheGeometry:
         """The cache of this model on ``schedule``; 2 bytes per element means bfloat16.
@@ -253,3 +263,33 @@ register_model(
         sampling=SamplingDefaults(guidance_scale=3.0, temperature=1.0, top_k=900, top_p=0.97),
     )
 )
+
+_VQ_Z32 = AutoencoderSpec("vq-z32", 32, 16, 108_948_355, ("vae_ch160v4096z32.pth",), base_channels=160)
+for _depth, _parameters, _sides in (
+    (16, 310_283_520, SIDES_256),
+    (20, 600_917_136, SIDES_256),
+    (24, 1_033_399_360, SIDES_256),
+    (30, 2_010_020_356, SIDES_256),
+    (36, 2_353_893_904, SIDES_512),
+):
+    register_model(
+        ModelSpec(
+            name=f"var-d{_depth}",
+            family="var",
+            layers=_depth,
+            heads=_depth,
+            head_dim=64,
+            width=64 * _depth,
+            bits=12,
+            parameters=_parameters,
+            autoencoder=_VQ_Z32,
+            text_encoder=None,
+            default_size=None,
+            patchify=False,
+            files=(f"var_d{_depth}.pth",),
+            repository="FoundationVision/var",
+            profile=f"var-d{_depth}",
+            sampling=SamplingDefaults(guidance_scale=1.5, temperature=1.0, top_k=900, top_p=0.96),
+            sides=_sides,
+        )
+    )

@@ -66,7 +66,10 @@ class ModelShape:
             text_encoder_parameters=spec.text_encoder.parameters if spec.text_encoder else 0,
             autoencoder_parameters=spec.autoencoder.parameters,
             size=spec.default_size,
+            schedule=spec.schedule,
             profile=Profile.builtin(spec.profile),
+            pixels_per_token=spec.autoencoder.patch_size * (2 if spec.patchify else 1),
+            decoder_channels=spec.autoencoder.base_channels,
         )
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
@@ -12,12 +13,22 @@ from scalekv.errors import CheckpointError
 from scalekv.models.assembly import Shapes
 from scalekv.models.catalog import ModelSpec, matching_autoencoders, matching_models, model_names, model_spec
 from scalekv.models.infinity import layout
-from scalekv.models.kinds import INFINITY_AUTOENCODER, INFINITY_TRANSFORMER, kind_of
+from scalekv.models.kinds import (
+    INFINITY_AUTOENCODER,
+    INFINITY_TRANSFORMER,
+    VAR_AUTOENCODER,
+    VAR_TRANSFORMER,
+    kind_of,
+)
+from scalekv.models.var import layout as var
 from scalekv.models.weights import WeightFile, WeightTable, some
 from scalekv.planning import Profile
 
 INDEX_FILE = "model_index.json"
 PROFILE_FILE = "profile.json"
+
+Stored = Mapping[str, Any]
+"""The configuration beside weights in a pipeline folder; empty for official files."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,8 @@ class CheckpointInfo:
 
     Args:
         path: what was looked at.
-        kind: ``"infinity transformer"``, ``"infinity vae"``, ``"pipeline folder"`` or ``"profile"``.
+        kind: ``"infinity transformer"``, ``"infinity vae"``, ``"var transformer"``, ``"var vae"``,
+            ``"pipeline folder"`` or ``"profile"``.
         description: one line for people.
         models: known models of this shape; several where one network was trained at two sizes.
         parameters: weights, without buffers; ``None`` for a profile.
@@ -71,22 +83,21 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
         names = {"": file.path, **{name: f"{file.path} at {name!r}" for name in file.tables if name}}
         for name, table in sorted(file.tables.items(), key=lambda item: _preference(item[0])):
             kind = kind_of(table.shapes)
-            if kind == INFINITY_TRANSFORMER:
-                return _transformer(place, table, str(names[name]))
-            if kind == INFINITY_AUTOENCODER:
-                return _autoencoder(place, table, str(names[name]))
+            if kind is not None:
+                return _DESCRIBERS[kind](place, table, str(names[name]), {})
         shown = some(next(iter(file.tables.values())).shapes)
     raise CheckpointError(
-        f"{place} holds weights of no kind that scalekv reads: expected an Infinity transformer or VAE, found {shown}."
+        f"{place} holds weights of no kind that scalekv reads: expected an Infinity or VAR transformer or VAE, found "
+        f"{shown}."
     )
 
 
 def _preference(place: str) -> int:
-    order = ("", "vae", "trainer.gpt_fsdp")
+    order = ("", "vae", "trainer.gpt_fsdp", "trainer.var_wo_ddp")
     return order.index(place) if place in order else len(order)
 
 
-def _transformer(path: Path, table: WeightTable, where: str) -> CheckpointInfo:
+def _infinity_transformer(path: Path, table: WeightTable, where: str, stored: Stored) -> CheckpointInfo:
     shapes = {name: shape for name, shape in table.shapes.items() if name not in layout.TRAINING_KEYS}
     plain = layout.transformer_config(shapes, where, None, False)
     bits = plain["codebook_bits"]
@@ -111,7 +122,7 @@ def _transformer(path: Path, table: WeightTable, where: str) -> CheckpointInfo:
     )
 
 
-def _autoencoder(path: Path, table: WeightTable, where: str) -> CheckpointInfo:
+def _infinity_autoencoder(path: Path, table: WeightTable, where: str, stored: Stored) -> CheckpointInfo:
     shapes = {layout.canonical_vae_name(name): shape for name, shape in table.shapes.items() if "lfq" not in name}
     config = layout.autoencoder_config(shapes, where)
     bits, patch = config["codebook_bits"], config["patch_size"]
@@ -130,6 +141,57 @@ def _autoencoder(path: Path, table: WeightTable, where: str) -> CheckpointInfo:
     )
 
 
+def _var_transformer(path: Path, table: WeightTable, where: str, stored: Stored) -> CheckpointInfo:
+    shapes = {name: shape for name, shape in table.shapes.items() if name not in var.TRAINING_KEYS}
+    sides = var.patch_nums_of(table, stored.get("patch_nums"))
+    config = var.transformer_config(shapes, where, sides, stored.get("num_heads"))
+    bits = (config["vocab_size"] - 1).bit_length()
+    shaped = matching_models("var", config["depth"], config["num_heads"], config["width"], bits)
+    fits = [spec for spec in shaped if spec.sides == sides]
+    parameters = _count(shapes, skip=("zero_k_bias",))
+    called = " or ".join(spec.name for spec in fits) or "a VAR transformer of no published size"
+    return CheckpointInfo(
+        path=str(path),
+        kind=VAR_TRANSFORMER,
+        description=f"{called}: {parameters / 1e6:,.1f} M parameters, {config['depth']} layers, "
+        f"{len(sides)} segments up to {sides[-1]}x{sides[-1]} tokens, {config['num_classes']} classes",
+        models=tuple(spec.name for spec in fits),
+        parameters=parameters,
+        dtypes=_dtypes(table),
+        bits=bits,
+        config=config,
+        autoencoders=tuple(dict.fromkeys(spec.autoencoder.files[0] for spec in fits)),
+        profiles=tuple(spec.profile for spec in fits if Profile.builtin(spec.profile) is not None),
+    )
+
+
+def _var_autoencoder(path: Path, table: WeightTable, where: str, stored: Stored) -> CheckpointInfo:
+    config = var.autoencoder_config(table.shapes, where)
+    patch, channels = 1 << (len(config["channel_multipliers"]) - 1), config["latent_channels"]
+    parameters = _count(table.shapes, skip=("ema_vocab_hit_SV",))
+    fits = [one for one in matching_autoencoders("var", channels, patch) if one.parameters == parameters]
+    return CheckpointInfo(
+        path=str(path),
+        kind=VAR_AUTOENCODER,
+        description=f"a VAR VAE: {parameters / 1e6:,.1f} M parameters, {config['vocab_size']} codes of {channels} "
+        f"channels per {patch} x {patch} pixels",
+        models=tuple(name for name in model_names() if model_spec(name).autoencoder in fits),
+        parameters=parameters,
+        dtypes=_dtypes(table),
+        bits=(config["vocab_size"] - 1).bit_length(),
+        config=config,
+        autoencoders=tuple(one.files[0] for one in fits),
+    )
+
+
+_DESCRIBERS: dict[str, Callable[[Path, WeightTable, str, Stored], CheckpointInfo]] = {
+    INFINITY_TRANSFORMER: _infinity_transformer,
+    INFINITY_AUTOENCODER: _infinity_autoencoder,
+    VAR_TRANSFORMER: _var_transformer,
+    VAR_AUTOENCODER: _var_autoencoder,
+}
+
+
 def _pipeline(folder: Path) -> CheckpointInfo:
     try:
         index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
@@ -140,7 +202,10 @@ def _pipeline(folder: Path) -> CheckpointInfo:
             f"{folder} is no complete pipeline folder ({error}); copy or convert it again."
         ) from error
     with WeightFile(folder / "transformer") as file:
-        info = _transformer(folder, file.tables[""], str(folder / "transformer"))
+        kind = kind_of(file.tables[""].shapes)
+        if kind not in (INFINITY_TRANSFORMER, VAR_TRANSFORMER):
+            raise CheckpointError(f"{folder / 'transformer'} holds no transformer; copy or convert the folder again.")
+        info = _DESCRIBERS[kind](folder, file.tables[""], str(folder / "transformer"), config)
     config = {name: value for name, value in config.items() if not name.startswith("_")}
     name = index.get("model_name")
     stored = (PROFILE_FILE,) if (folder / PROFILE_FILE).is_file() else ()

@@ -90,6 +90,29 @@ def check_tensors(name: str, tensors: Any) -> list[Tensor]:
     return listed
 
 
+def check_mask(mask: Any) -> Tensor | list[Tensor] | None:
+    """One map, a list of maps, or nothing.
+
+    Raises:
+        InvalidInput: something else.
+    """
+    if mask is None or isinstance(mask, Tensor):
+        return mask
+    if not isinstance(mask, (list, tuple)) or not all(isinstance(one, Tensor) for one in mask):
+        raise InvalidInput(f"forced_mask must be a tensor or a list of one per segment, got {_shown(mask)}.")
+    return list(mask)
+
+
+def check_tensor_inputs(names: Any, allowed: Sequence[str]) -> None:
+    """Refuse names of tensors that a callback cannot get.
+
+    Raises:
+        InvalidInput: one that is not in ``allowed``.
+    """
+    for name in names:
+        check_choice("callback_on_step_end_tensor_inputs", name, allowed)
+
+
 def check_like(name: str, tensor: Any, like: Tensor | None) -> Tensor:
     """``tensor`` if it has the shape of ``like``.
 

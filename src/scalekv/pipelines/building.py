@@ -1,8 +1,9 @@
-"""The parts of an Infinity pipeline from official files."""
+"""The parts of a pipeline from official files."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,30 @@ def components_from_files(
         "tokenizer": tokenizer,
         "model_name": None if spec is None else spec.name,
     }
+
+
+def var_components_from_files(
+    transformer: str | Path,
+    vae: str | Path,
+    model: str | None,
+    dtype: torch.dtype | str | None,
+    patch_nums: Sequence[int] | None,
+    num_heads: int | None,
+) -> dict[str, Any]:
+    """Constructor arguments of a ``VARPipeline``; arguments and errors as in its ``from_single_file``."""
+    from scalekv.models.var import VARScheduler
+    from scalekv.models.var import checkpoint as var
+
+    decoder = var.load_autoencoder(vae)
+    network = var.load_transformer(
+        transformer, model=model, patch_nums=patch_nums, num_heads=num_heads, dtype=as_dtype(dtype)
+    )
+    spec = model_spec(model) if model else var.guess_model(network.config)
+    scheduler = VARScheduler(
+        schedule=[[segment.height, segment.width] for segment in network.schedule], pixels_per_token=decoder.patch_size
+    )
+    name = None if spec is None else spec.name
+    return {"transformer": network, "vae": decoder, "scheduler": scheduler, "model_name": name}
 
 
 def _scheduler(spec: ModelSpec | None, pixels_per_token: int) -> InfinityScheduler:

@@ -9,8 +9,12 @@ from pathlib import Path
 import torch
 
 from scalekv.errors import InvalidInput
+from scalekv.models.catalog import model_spec
 from scalekv.models.inspection import INDEX_FILE
+from scalekv.models.kinds import VAR_TRANSFORMER, kind_of
+from scalekv.models.weights import WeightFile
 from scalekv.pipelines.infinity import InfinityPipeline
+from scalekv.pipelines.var import VARPipeline
 
 
 def convert(
@@ -26,7 +30,7 @@ def convert(
     max_shard_size: str = "5GB",
     overwrite: bool = False,
 ) -> Path:
-    """Write official Infinity files as a pipeline folder that :func:`load_pipeline` reads.
+    """Write official Infinity or VAR files as a pipeline folder that :func:`load_pipeline` reads.
 
     The folder appears whole or not at all: everything is written beside ``destination`` and renamed at the end.
 
@@ -54,9 +58,15 @@ def convert(
     """
     target = Path(destination)
     _check_target(target, overwrite)
-    pipeline = InfinityPipeline.from_single_file(
-        transformer, vae, model=model, text_encoder=text_encoder, dtype=dtype, patchify=patchify, ema=ema
-    )
+    pipeline: InfinityPipeline | VARPipeline
+    if _is_var(transformer, model):
+        if text_encoder is not None or patchify is not None or ema:
+            raise InvalidInput(f"{transformer} is a VAR model, which has no text encoder, patches or averaged weights.")
+        pipeline = VARPipeline.from_single_file(transformer, vae, model=model, dtype=dtype)
+    else:
+        pipeline = InfinityPipeline.from_single_file(
+            transformer, vae, model=model, text_encoder=text_encoder, dtype=dtype, patchify=patchify, ema=ema
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         working = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -72,6 +82,13 @@ def convert(
     except OSError as error:
         raise InvalidInput(f"Cannot write {target}: {error.strerror or error}; choose another place.") from error
     return target
+
+
+def _is_var(transformer: str | Path, model: str | None) -> bool:
+    if model is not None:
+        return model_spec(model).family == "var"
+    with WeightFile(transformer) as file:
+        return any(kind_of(table.shapes) == VAR_TRANSFORMER for table in file.tables.values())
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

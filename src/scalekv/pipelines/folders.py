@@ -16,12 +16,16 @@ import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 
 from scalekv.errors import CheckpointError, InvalidInput
-from scalekv.models import infinity
+from scalekv.models import infinity, var
 from scalekv.models.assembly import compare
 from scalekv.models.inspection import INDEX_FILE, PROFILE_FILE
 from scalekv.models.weights import WeightFile
 
-NETWORKS = {"transformer": "InfinityTransformer", "vae": "BSQAutoencoder"}
+NETWORKS = {
+    "InfinityPipeline": (infinity, {"transformer": "InfinityTransformer", "vae": "BSQAutoencoder"}),
+    "VARPipeline": (var, {"transformer": "VARTransformer", "vae": "VQAutoencoder"}),
+}
+"""By the class name that folders store: where its networks live, and their names."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "variant")
@@ -100,24 +104,26 @@ def check_folder(folder: Path, given: Mapping[str, Any]) -> None:
         InvalidInput: no pipeline folder.
     """
     index = read_index(folder)
+    room, networks = NETWORKS.get(index["_class_name"], (None, {}))
     for part, entry in index.items():
         if part.startswith("_") or not isinstance(entry, list) or entry[:2] == [None, None] or part in given:
             continue
         if not (folder / part).is_dir():
             raise CheckpointError(f"{folder} lacks the folder {part!r} that its {INDEX_FILE} names; copy it whole.")
-        if part in NETWORKS and not given.get("variant"):
-            _check_network(folder / part, NETWORKS[part])
+        if part in networks and not given.get("variant"):
+            _check_network(folder / part, getattr(room, networks[part]))
 
 
-def _check_network(folder: Path, class_name: str) -> None:
+def _check_network(folder: Path, network_class: Any) -> None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if config.get("_class_name") != class_name:
+        expected_class = network_class.__name__
+        if config.get("_class_name") != expected_class:
             raise CheckpointError(
-                f"{folder} holds a {config.get('_class_name')}, expected a {class_name}; copy the right part."
+                f"{folder} holds a {config.get('_class_name')}, expected a {expected_class}; copy the right part."
             )
         with init_empty_weights(include_buffers=True):
-            network = getattr(infinity, class_name).from_config(config)
+            network = network_class.from_config(config)
     except CheckpointError:
         raise
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -164,4 +170,24 @@ def check_partners(transformer: Any, vae: Any, text_encoder: Any) -> None:
         raise CheckpointError(
             f"The text encoder does not fit the transformer: its d_model is {text_encoder.config.d_model}, expected "
             f"{transformer.config.text_channels}; use the text encoder it was trained with."
+        )
+
+
+def check_var_partners(transformer: Any, vae: Any, scheduler: Any) -> None:
+    """Refuse a tokenizer or schedule that is not that of a VAR transformer.
+
+    Raises:
+        CheckpointError: names both sides.
+    """
+    network = transformer.config
+    for name in ("vocab_size", "latent_channels"):
+        if vae.config[name] != network[name]:
+            raise CheckpointError(
+                f"The VAE does not fit the transformer: its {name} is {vae.config[name]}, expected {network[name]}; "
+                f"use the VAE it was trained with."
+            )
+    if scheduler.segments != transformer.schedule:
+        raise CheckpointError(
+            f"The scheduler does not fit the transformer: it has the segments {scheduler.segments}, the positions of "
+            f"the transformer are for {transformer.schedule}."
         )

@@ -8,24 +8,23 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 from typing_extensions import Self
 
 from scalekv.models.infinity.generation import generate
 from scalekv.models.infinity.rope import rope_tables
-from scalekv.models.inspection import PROFILE_FILE
 from scalekv.pipelines import arguments, folders, steps
+from scalekv.pipelines.base import NextScalePipeline
 from scalekv.pipelines.caching import CacheFactory, ProfileLike, open_cache, resolve_profile
 from scalekv.pipelines.images import to_output
 from scalekv.pipelines.output import InfinityPipelineOutput
-from scalekv.planning import CacheGeometry, Profile, Schedule, Segment, format_bytes
+from scalekv.pipelines.progress import watcher
 from scalekv.policies import Policy
 
 StepCallback = Callable[["InfinityPipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
-class InfinityPipeline(DiffusionPipeline):
+class InfinityPipeline(NextScalePipeline):
     """Text to image with an Infinity transformer.
 
     Args:
@@ -45,7 +44,6 @@ class InfinityPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: ClassVar[list[str]] = ["text_encoder", "tokenizer"]
-    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "logits"]
 
     def __init__(
         self,
@@ -62,36 +60,6 @@ class InfinityPipeline(DiffusionPipeline):
             transformer=transformer, vae=vae, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
         )
         self.register_to_config(model_name=model_name)
-        self.profile: Profile | None = None
-        self._interrupt = False
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """Load a folder written by ``save_pretrained``, or a hub repository; options as in diffusers.
-
-        Stricter than diffusers: names and shapes of all weights are compared first. Without ``dtype`` (or
-        ``torch_dtype``) every part keeps the type it is stored in.
-
-        Raises:
-            CheckpointError: a part is missing, damaged, or of another shape.
-            InvalidInput: no such folder, or no such hub name.
-        """
-        folder = folders.local_folder(cls, pretrained_model_name_or_path, kwargs)
-        folders.check_folder(folder, given=kwargs)
-        as_stored = "dtype" not in kwargs and "torch_dtype" not in kwargs
-        options = {**kwargs, "dtype": folders.stored_dtypes(folder)} if as_stored else kwargs
-        pipeline: Self = super().from_pretrained(folder, **options)
-        if as_stored and "transformer" not in kwargs:
-            folders.keep_stored_dtypes(pipeline.transformer, folder / "transformer")
-        if (folder / PROFILE_FILE).is_file():
-            pipeline.profile = Profile.load(folder / PROFILE_FILE)
-        return pipeline
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write the pipeline as a folder, its profile included; options as in diffusers."""
-        super().save_pretrained(save_directory, **kwargs)
-        if self.profile is not None:
-            self.profile.save(Path(save_directory) / PROFILE_FILE)
 
     @classmethod
     def from_single_file(
@@ -109,15 +77,6 @@ class InfinityPipeline(DiffusionPipeline):
         from scalekv.pipelines.building import components_from_files
 
         return cls(**components_from_files(transformer, vae, model, text_encoder, dtype, patchify, ema))
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether the running call was told to stop after the current segment, by ``pipeline._interrupt = True``."""
-        return self._interrupt
-
-    def stop(self) -> None:
-        """Make the running call stop after the current segment and decode what there is."""
-        self._interrupt = True
 
     @torch.no_grad()
     def __call__(
@@ -145,6 +104,7 @@ class InfinityPipeline(DiffusionPipeline):
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         forced_bits: Sequence[Tensor] | None = None,
+        forced_mask: Tensor | Sequence[Tensor] | None = None,
     ) -> InfinityPipelineOutput | tuple[Any, ...]:
         """Draw pictures.
 
@@ -180,7 +140,11 @@ class InfinityPipeline(DiffusionPipeline):
                 codebook bits, latent height, latent width), which decode to a full-size preview at any time, and
                 ``"logits"`` (images, tokens, 2 x token bits), from which the segment was drawn.
             forced_bits: bits (images, latent height, latent width, codebook bits) of the first segments that replace
-                the sampled ones.
+                the sampled ones; ``vae.encode_to_bits`` gives those of a picture.
+            forced_mask: where they do, for repainting the rest: not 0 in a (height, width) or (images, height, width)
+                map of any size, or in one map of latent pixels per segment. Default everywhere. A latent pixel is kept
+                if at least half of it is inside; kept parts come back as the tokenizer reconstructs them, and the
+                coarse first segments are kept or drawn as a whole.
 
         Raises:
             InvalidInput: an argument that cannot be used; the message names it.
@@ -206,9 +170,9 @@ class InfinityPipeline(DiffusionPipeline):
         copies = arguments.check_count("num_images_per_prompt", num_images_per_prompt)
         generators = arguments.check_generators(generator, len(prompts) * copies)
         forced = arguments.check_tensors("forced_bits", forced_bits)
+        forced_mask = arguments.check_mask(forced_mask)
         arguments.check_choice("output_type", output_type, arguments.OUTPUT_TYPES)
-        for name in callback_on_step_end_tensor_inputs:
-            arguments.check_choice("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
+        arguments.check_tensor_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
 
         # 2. Plan the cache: all memory is known from here on.
         geometry = self.cache_geometry(resolved.schedule, len(prompts) * copies, 2 if sampling.guided else 1)
@@ -225,15 +189,6 @@ class InfinityPipeline(DiffusionPipeline):
             # 4. Draw the segments.
             rope = rope_tables(resolved.schedule, geometry.head_dim, resolved.extent, config.rope_mode, device)
             with cache, self.progress_bar(total=len(resolved.schedule)) as bar:
-
-                def on_segment(segment: Segment, codes: Tensor, logits: Tensor) -> Tensor | bool | None:
-                    bar.set_postfix_str(f"kv {format_bytes(cache.live_bytes)}", refresh=False)
-                    bar.update()
-                    found = {"latents": codes, "logits": logits}
-                    chosen = {name: found[name] for name in callback_on_step_end_tensor_inputs}
-                    changed = steps.call_back(self, callback_on_step_end, segment, chosen)
-                    return True if self._interrupt else changed
-
                 drawn = generate(
                     self.transformer,
                     condition,
@@ -247,7 +202,8 @@ class InfinityPipeline(DiffusionPipeline):
                     cfg_insertion_layer=sampling.cfg_insertion_layer,
                     generator=generators,
                     forced_bits=forced,
-                    on_segment=on_segment,
+                    forced_mask=forced_mask,
+                    on_segment=watcher(self, cache, bar, callback_on_step_end, callback_on_step_end_tensor_inputs),
                 )
 
             # 5. Decode, without the text that the layers held.
@@ -270,28 +226,3 @@ class InfinityPipeline(DiffusionPipeline):
             truncated=text.truncated,
             interrupted=len(drawn.bits) < len(resolved.schedule),
         )
-
-    def cache_geometry(self, schedule: Schedule, batch: int = 1, guidance: int = 2) -> CacheGeometry:
-        """The KV cache of a run of this pipeline.
-
-        Args:
-            schedule: the segments.
-            batch: images drawn together.
-            guidance: rows per image, 2 with guidance.
-        """
-        config = self.transformer.config
-        return CacheGeometry(
-            layers=config.depth,
-            heads=config.num_heads,
-            head_dim=config.width // config.num_heads,
-            schedule=schedule,
-            batch=batch,
-            guidance=guidance,
-            element_bytes=self.attention_dtype.itemsize,
-        )
-
-    @property
-    def attention_dtype(self) -> torch.dtype:
-        """The dtype that attention computes in, and the cache holds."""
-        dtype: torch.dtype = self.transformer.attention_dtype
-        return dtype

@@ -13,11 +13,12 @@ from scalekv.models.catalog import model_names, model_spec
 from scalekv.pipelines import folders
 from scalekv.pipelines.building import as_dtype
 from scalekv.pipelines.infinity import InfinityPipeline
+from scalekv.pipelines.var import VARPipeline
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-PIPELINES: dict[str, type[Any]] = {"InfinityPipeline": InfinityPipeline}
+PIPELINES: dict[str, type[Any]] = {"InfinityPipeline": InfinityPipeline, "VARPipeline": VARPipeline}
 """Pipelines by the class name that their folders store."""
 
 

@@ -33,3 +33,25 @@ class InfinityPipelineOutput(BaseOutput):
     seeds: list[int | None]
     truncated: list[int]
     interrupted: bool = False
+
+
+@dataclass
+class VARPipelineOutput(BaseOutput):
+    """Pictures and what drawing them took.
+
+    Args:
+        images: as in :class:`InfinityPipelineOutput`; the latent has (images, latent channels, latent height, latent
+            width). Images of one class are neighbours.
+        cache: planned and measured bytes of the KV cache; ``cache.seconds`` is the time of the whole call.
+        schedule: the segments that were drawn.
+        seeds: one per image, as in :class:`InfinityPipelineOutput`.
+        labels: class of every image; -1 is none.
+        interrupted: whether ``pipeline.interrupt`` ended the call before the last segment.
+    """
+
+    images: Any
+    cache: CacheReport
+    schedule: Schedule
+    seeds: list[int | None]
+    labels: list[int]
+    interrupted: bool = False

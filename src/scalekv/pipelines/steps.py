@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,11 @@ from scalekv.pipelines.arguments import (
     aspect_of,
     check_count,
     check_features,
-    check_like,
     check_numbers,
     check_share,
     check_texts,
 )
-from scalekv.planning import Schedule, Segment
+from scalekv.planning import Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -168,19 +167,3 @@ def encode_negatives(
 def repeat(rows: Sequence[Tensor] | None, copies: int) -> list[Tensor] | None:
     """Every row ``copies`` times, copies side by side."""
     return None if rows is None else [row for row in rows for _ in range(copies)]
-
-
-def call_back(
-    pipeline: Any, callback: Callable[..., Any] | None, segment: Segment, tensors: dict[str, Tensor]
-) -> Tensor | None:
-    """Tell the user's callback that ``segment`` is drawn; the latents it puts in place of the run's, if it does.
-
-    Raises:
-        InvalidInput: latents of another shape.
-    """
-    if callback is None:
-        return None
-    before = tensors.get("latents")
-    answer = callback(pipeline, segment.index, segment.index, tensors)
-    after = (answer or {}).get("latents", before)
-    return None if after is before else check_like("latents from callback_on_step_end", after, before)

@@ -39,7 +39,7 @@ def tiny_pipeline(seed: int = 0, *, patchify: bool = False, depth: int = 6) -> I
         transformer = _transformer(bits, patchify, depth)
         vae = _autoencoder(bits, patch_size=8 if patchify else 16)
         text_encoder, tokenizer = _text()
-        _colour(vae)
+        fill_range(vae.decoder, "conv_out.conv")
         _decide(transformer)
     return InfinityPipeline(
         transformer=transformer.eval(),
@@ -94,14 +94,19 @@ def _text() -> tuple[Any, Any]:
     return T5EncoderModel(config), tokenizer
 
 
-def _colour(vae: BSQAutoencoder) -> None:
-    """Scale the decoder so that its pictures fill the range; at default weights they are nearly grey."""
-    for module in vae.decoder.modules():
+def fill_range(decoder: nn.Module, last: str) -> None:
+    """Scale a decoder so that its pictures fill the range; at default weights they are nearly grey.
+
+    Args:
+        decoder: of a picture tokenizer.
+        last: name of its last convolution.
+    """
+    for module in decoder.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    last = vae.decoder.get_submodule("conv_out.conv")
-    assert isinstance(last, nn.Conv2d)
-    nn.init.normal_(last.weight, std=0.6 / math.sqrt(last.weight[0].numel() * 0.36))
+    final = decoder.get_submodule(last)
+    assert isinstance(final, nn.Conv2d)
+    nn.init.normal_(final.weight, std=0.6 / math.sqrt(final.weight[0].numel() * 0.36))
 
 
 def _decide(transformer: InfinityTransformer) -> None:

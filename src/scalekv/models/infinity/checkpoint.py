@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from scalekv.errors import CheckpointError
-from scalekv.models.assembly import build, choose_table, fill
-from scalekv.models.catalog import ModelSpec, matching_models, model_names, model_spec
+from scalekv.models.assembly import build, check_known, choose_table, fill, named_model
+from scalekv.models.catalog import ModelSpec, matching_models, model_spec
 from scalekv.models.infinity.autoencoder import BSQAutoencoder
 from scalekv.models.infinity.layout import TRAINING_KEYS, autoencoder_config, canonical_vae_name, transformer_config
 from scalekv.models.infinity.transformer import InfinityTransformer, unconditional_rows
@@ -67,7 +67,7 @@ def load_transformer(
         if patchify is None and codebook_bits is None:
             patchify = known_patchify(file.path, shapes, table.origin, spec)
         config = transformer_config(shapes, table.origin, codebook_bits, patchify)
-        check_known(file.path, config, spec)
+        check_known(file.path, known_shape(config), spec or named_model("infinity", file.path))
         if text_maxlen is not None:
             config["text_maxlen"] = text_maxlen
         config |= {"rope_mode": rope_mode, "level_embedding_per_chunk": level_embedding_per_chunk}
@@ -129,40 +129,21 @@ def known_patchify(path: Path, shapes: Mapping[str, tuple[int, ...]], origin: st
 
 def guess_model(path: str | Path, config: Mapping[str, Any]) -> ModelSpec | None:
     """The known model that ``config`` describes, by its shape and, among equals, by the file's name."""
-    bits = config["codebook_bits"] * (4 if config["patchify"] else 1)
-    fits = matching_models("infinity", config["depth"], config["num_heads"], config["width"], bits)
+    fits = matching_models("infinity", **known_shape(config))
     named = [spec for spec in fits if Path(path).name in spec.files]
     if not named and len(fits) > 1:
         logger.info("%s fits %s; taken as %s.", path, " and ".join(spec.name for spec in fits), fits[0].name)
     return next(iter(named or fits), None)
 
 
-def check_known(path: Path, config: Mapping[str, Any], spec: ModelSpec | None) -> None:
-    """Refuse a network of another shape than ``spec``, or than the published model whose file name it bears.
-
-    Raises:
-        CheckpointError: names the first difference.
-    """
-    if spec is None:
-        spec = next((known for known in _named_models(path)), None)
-    if spec is None:
-        return
-    found = {
+def known_shape(config: Mapping[str, Any]) -> dict[str, int]:
+    """What ``config`` says of the fields of a `ModelSpec`."""
+    return {
         "layers": config["depth"],
         "heads": config["num_heads"],
         "width": config["width"],
         "bits": config["codebook_bits"] * (4 if config["patchify"] else 1),
     }
-    for name, value in found.items():
-        if value != getattr(spec, name):
-            raise CheckpointError(
-                f"{path} is not {spec.name}: it has {name} {value}, expected {getattr(spec, name)}; the file is "
-                f"incomplete, or of another model."
-            )
-
-
-def _named_models(path: Path) -> list[ModelSpec]:
-    return [spec for spec in map(model_spec, model_names()) if path.name in spec.files]
 
 
 def check_tokenizer_name(vae: str | Path, spec: ModelSpec | None) -> None:

@@ -1,4 +1,4 @@
-"""From tokens to the latent: code vectors, the smoothing convolutions, and what the next segment sees (var.md 6).
+"""From tokens to the latent: code vectors, the smoothing convolutions, and what the next segment sees.
 
 Layouts: tokens (B, h, w) int64, codes and latents (B, latent_channels, h, w) float32.
 """

@@ -1,4 +1,4 @@
-"""The next-scale loop of VAR: draw a segment, add its smoothed codes, show the sum to the next segment (var.md 5, 6).
+"""The next-scale loop of VAR: draw a segment, add its smoothed codes, show the sum to the next segment.
 
 Everything is explicit: the classes, where keys and values go, the randomness.
 """

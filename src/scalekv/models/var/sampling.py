@@ -1,4 +1,4 @@
-"""Drawing tokens from logits: filters, the draw itself, and the smooth mixture for pictures to look at (var.md 5).
+"""Drawing tokens from logits: filters, the draw itself, and the smooth mixture for pictures to look at.
 
 Layouts: logits (B, tokens, vocab_size), tokens (B, tokens) int64.
 """

@@ -1,4 +1,4 @@
-"""The VAR transformer: next-scale prediction of tokens, steered by a class (Tian et al., 2024; var.md 4).
+"""The VAR transformer: next-scale prediction of tokens, steered by a class (Tian et al., 2024).
 
 Module names equal the keys of the published checkpoints, so their state dicts load without renaming. Self attention
 hands its keys and values to a cache and knows nothing about what the cache keeps. Positions enter at the input only,
@@ -29,14 +29,12 @@ from scalekv.models.layers import (
     adaptive_norm,
     widen,
 )
+from scalekv.models.var.layout import TRAINING_KEYS
 from scalekv.models.var.schedules import SIDES_256
 from scalekv.planning import Schedule, Segment
 
 PLAIN_TEMPERATURE = 4.0
 """Without unit norms, logits are divided by four times the usual sqrt(head_dim)."""
-
-TRAINING_KEYS = ("lvl_1L", "attn_bias_for_masking")
-"""Tables that published files carry, the scale of every token and the mask of training; the schedule says the same."""
 
 
 class ClassCondition:
