@@ -96,7 +96,8 @@ def test_every_policy(pipeline: VARPipeline, policy: Any) -> None:
     assert small[0].cache.kept_bytes <= 0.3 * full.cache.kept_bytes
 
 
-def test_the_scorer_that_asks_for_bare_queries(pipeline: VARPipeline) -> None:
+def test_the_scorer_that_asks_for_bare_queries() -> None:
+    pipeline = quiet(tiny_var_pipeline(sides=(1, 2, 4, 6, 8, 10)))
     projection, attention = (
         draw(pipeline, kv_cache=ScaleKV(budget="30%", scorer=scorer)) for scorer in ("projection", "attention")
     )
