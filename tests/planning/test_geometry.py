@@ -91,6 +91,12 @@ def test_cross_check_with_the_paper(model, batch, tokens, megabytes):
     assert printed(CONVENTIONS["scalekv"].cache_bytes(geometry(model, batch), tokens)) == megabytes
 
 
+def test_hack_counts_the_last_segment():
+    """The full-cache sizes that HACK and HACK++ print: 7.71 and 16.86 GiB at batch 1."""
+    found = [CONVENTIONS["hack"].cache_bytes(geometry(model, 1)) / 2**30 for model in ("2b", "8b")]
+    assert [round(size, 2) for size in found] == [7.71, 16.86]
+
+
 def test_three_lossless_savings():
     stock, exact = geometry("8b", 8).stock_bytes, geometry("8b", 8).lossless_bytes
     assert stock / exact == pytest.approx(2.456, abs=1e-3)

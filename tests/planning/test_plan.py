@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalekv.errors import BudgetError
-from scalekv.planning import CacheGeometry, CachePlan, HeadGroup, Schedule
-from scalekv.policies import Full, ScaleKV, SlidingWindow
+from scalekv.planning import CacheGeometry, CachePlan, HeadGroup, Profile, Schedule
+from scalekv.policies import Full, ScaleKV, SlidingWindow, base
 from strategies import geometries, policies, profiles
 
 GEOMETRY = CacheGeometry(2, 2, 4, Schedule.from_sides([1, 2, 3]), element_bytes=2)
@@ -114,18 +114,16 @@ def test_strict_names_a_budget_that_then_works():
 
 def test_early_trimming_buys_capacity_under_a_strict_budget():
     """Drafters in front grow before refiners behind shrink; trimming those one segment sooner leaves more for all."""
-    from scalekv.planning import Profile
-    from scalekv.policies import base
-
-    profile = Profile.builtin("infinity-2b")
-    geometry = CacheGeometry(32, 16, 128, profile.schedule)
-    policy = ScaleKV(budget="30%", strict=True)
+    profile = Profile.builtin("infinity-8b")
+    geometry = CacheGeometry(40, 28, 128, profile.schedule)
+    policy = ScaleKV(budget="15%", strict=True)
     builder = base._PlanBuilder(policy, geometry, profile)
-    limit = int(0.3 * geometry.lossless_bytes)
+    limit = int(0.15 * geometry.lossless_bytes)
     plain, early = builder._most(limit, None), builder._most(limit, base.trimmed_early)
     chosen = policy.plan(geometry, profile)
+    assert plain.peak_bytes <= limit
     assert chosen.peak_bytes <= limit
-    assert chosen.nominal_bytes == max(plain.nominal_bytes, early.nominal_bytes)
+    assert chosen.nominal_bytes == early.nominal_bytes > 1.05 * plain.nominal_bytes
 
 
 def test_full_refuses_a_smaller_budget_and_names_what_it_needs():

@@ -76,6 +76,9 @@ def damage(tmp_path, change) -> str:
         lambda data: data["statistics"].update(asi=[[0], [0], [0]]),
         lambda data: data["statistics"].update(asi=[["x", 0]] * 3),
         lambda data: data.update(statistics=None),
+        lambda data: data.update(layers=float("inf")),
+        lambda data: data.update(schedule=[[1, float("inf")]]),
+        lambda data: data["statistics"].update(asi=[[float("nan"), 0]] * 3),
     ],
 )
 def test_damaged_profiles_are_refused_in_one_sentence(tmp_path, change):
@@ -85,7 +88,7 @@ def test_damaged_profiles_are_refused_in_one_sentence(tmp_path, change):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"not json", b"[]", b"\xff\xfe\x00", b"3"])
+@pytest.mark.parametrize("content", [b"", b"not json", b"[]", b"\xff\xfe\x00", b"3", b"[" * 100_000])
 def test_files_that_are_no_profiles(tmp_path, content):
     path = tmp_path / "p.json"
     path.write_bytes(content)

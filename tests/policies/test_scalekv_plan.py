@@ -151,6 +151,14 @@ def test_z_score_does_not_care_whether_the_first_factor_is_a_sum_or_a_mean():
     assert z_scores(row) == pytest.approx(z_scores([16 * value for value in row]), rel=1e-4)
 
 
+def test_refiners_keep_room_for_their_window_where_drafters_would_take_all():
+    profile = Profile.builtin("infinity-2b")
+    geometry = CacheGeometry(*SHAPES["infinity-2b"], schedule=profile.schedule)
+    plan = ScaleKV(budget="265 tokens").plan(geometry, profile)
+    assert plan.layers[5][0].capacity[11] == 16
+    assert plan.layers[0][0].capacity[11] == (265 * 32 - 30 * 16) // 2
+
+
 def test_without_a_profile_it_says_that_all_layers_are_equal():
     geometry = CacheGeometry(3, 2, 4, Schedule.from_sides([1, 3, 6, 9]))
     with pytest.warns(UserWarning, match="without a profile"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,14 @@ def test_projection_score_is_the_released_code():
     assert (score[..., window] == torch.inf).all()
 
 
+@pytest.mark.parametrize("scorer", ["attention", "projection"])
+def test_a_window_larger_than_the_capacity_competes_like_all_others(scorer):
+    policy = ScaleKV(scorer=scorer)
+    roomy, tight = view(policy), replace(view(policy), capacity=15)
+    assert torch.isinf(policy.score(roomy)).any()
+    assert torch.isfinite(policy.score(tight)).all()
+
+
 def test_published_vectors_of_the_plain_baselines():
     """Kept sets of 14 candidates in segments of 1, 4 and 9 tokens."""
     vectors = json.loads((Path(__file__).parents[1] / "data" / "baseline_vectors.json").read_text())
@@ -120,6 +129,12 @@ def test_a_method_that_never_scores_cannot_be_asked_to():
         ("scalekv", {"pool_width": 0}),
         ("scalekv", {"refiner_floor": -1}),
         ("scalekv", {"drafter_share": 1.5}),
+        ("scalekv", {"drafter_share": "many"}),
+        ("scalekv", {"pool_width": 5.0}),
+        ("scalekv", {"exact_division": "no"}),
+        ("scalekv", {"strict": "yes"}),
+        ("random", {"seed": "a"}),
+        ("streaming_llm", {"sink_segments": 2.5}),
         ("scalekv", {"no_such_setting": 1}),
         ("streaming_llm", {"sink_segments": -1}),
         ("sliding_window", {"budget": "lots"}),

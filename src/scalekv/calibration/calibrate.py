@@ -69,12 +69,10 @@ def calibrate(
         A profile for exactly the schedule that was drawn.
 
     Raises:
-        InvalidInput: no prompts, or ``queries`` or ``top`` below 1.
+        InvalidInput: no prompts, one text instead of a list, ``queries`` or ``top`` below 1, or an argument in
+            ``generation`` that calibration decides itself.
     """
-    if not prompts:
-        raise InvalidInput("Calibration needs at least one prompt, got none; write one prompt per line.")
-    if queries < 1 or top < 1:
-        raise InvalidInput(f"Calibration needs queries >= 1 and top >= 1, got queries={queries}, top={top}.")
+    _check(prompts, queries, top, generation)
     recorder = _Recorder(queries, top)
     for index, prompt in enumerate(prompts):
         recorder.seed = seed + index
@@ -101,3 +99,15 @@ def calibrate(
             **{key: value for key, value in generation.items() if isinstance(value, (str, int, float))},
         },
     )
+
+
+def _check(prompts: Sequence[str], queries: int, top: int, generation: dict[str, Any]) -> None:
+    if isinstance(prompts, str):
+        raise InvalidInput(f"Calibration takes a list of prompts, got the text {prompts[:40]!r}; put it into a list.")
+    if not prompts:
+        raise InvalidInput("Calibration needs at least one prompt, got none; write one prompt per line.")
+    if queries < 1 or top < 1:
+        raise InvalidInput(f"Calibration needs queries >= 1 and top >= 1, got queries={queries}, top={top}.")
+    for taken in ("kv_cache", "generator", "output_type"):
+        if taken in generation:
+            raise InvalidInput(f"Calibration sets {taken} itself; leave it out.")

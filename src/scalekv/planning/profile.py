@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -50,6 +51,11 @@ class Profile:
 
     def __post_init__(self) -> None:
         for name, table in self.statistics.items():
+            if not all(math.isfinite(value) for row in table for value in row):
+                raise ProfileError(
+                    f"The table {name!r} of the profile for {self.model} holds values that are no numbers; "
+                    f"calibrate again."
+                )
             if len(table) != len(self.schedule) or any(len(row) != self.layers for row in table):
                 raise ProfileError(
                     f"The table {name!r} of the profile for {self.model} is not {len(self.schedule)} segments by "
@@ -145,7 +151,7 @@ class Profile:
             )
         except ProfileError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ProfileError(f"{origin} is damaged ({error!r}); calibrate again.") from error
 
     def save(self, path: str | Path) -> None:
@@ -168,7 +174,7 @@ class Profile:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ProfileError(f"Cannot read the profile {path}: {error.strerror or error}.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ProfileError(f"{path} is not a scalekv profile (it is no JSON text); calibrate again.") from error
         return cls.from_dict(data, origin=str(path))
 

@@ -20,6 +20,7 @@ from scalekv.planning import (
     Segment,
     format_bytes,
 )
+from scalekv.policies.checks import check_flag
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +84,7 @@ class Policy(ABC):
 
     def __post_init__(self) -> None:
         Budget.parse(self.budget)
+        check_flag("strict", self.strict)
 
     @abstractmethod
     def allocate(self, geometry: CacheGeometry, slots: int, profile: Profile | None) -> Layers:
@@ -134,7 +136,7 @@ class Policy(ABC):
         build = _PlanBuilder(self, geometry, profile)
         plan = build.strict(limit) if self.strict else build.nominal(limit)
         if plan is None:
-            kind = "strict budget" if self.strict else "budget"
+            kind = "strict budget (scratch included)" if self.strict else "budget"
             smallest = build.smallest()
             raise BudgetError(
                 f"No {self.name} plan fits the {kind} of {Budget.parse(self.budget)}, here {limit} B; the smallest "

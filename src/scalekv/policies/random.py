@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from scalekv.planning import CacheGeometry, Profile
 from scalekv.policies.base import Layers, Policy, SelectionView, uniform
+from scalekv.policies.checks import check_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +25,9 @@ class Random(Policy):
         budget: see :class:`Policy`.
         strict: see :class:`Policy`.
         seed: another sample; default 0.
+
+    Raises:
+        InvalidInput: ``seed`` is no whole number.
     """
 
     seed: int = 0
@@ -33,6 +37,10 @@ class Random(Policy):
     summary: ClassVar[str] = "keep a uniform random sample of the history"
     tracks_origin: ClassVar[bool] = True
     scoring_bytes: ClassVar[int] = 24
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("seed", self.seed)
 
     def allocate(self, geometry: CacheGeometry, slots: int, profile: Profile | None) -> Layers:
         """Equal capacities; needs no profile."""

@@ -18,7 +18,7 @@ def z_scores(asi: Sequence[float]) -> list[float]:
 def choose_drafters(
     asi: Sequence[Sequence[float]], segments: Sequence[int], share: float
 ) -> dict[int, tuple[int, ...]]:
-    """The (layer, segment) pairs with the smallest Z, over all given segments together (ScaleKV section 3).
+    """The (layer, segment) pairs with the smallest Z, over all given segments together (arXiv 2505.19602, eq. 3).
 
     Args:
         asi: ``asi[segment][layer]``, averaged over prompts.
@@ -95,6 +95,6 @@ class PoolSplit:
         for small in range(self.floor, self.pool // len(available) + 1):
             spent = sum(min(small, available[layer]) for layer in refiners)
             large, rest = divmod(self.pool - spent, len(drafters))
-            if rest == 0 and small <= large <= limit:
+            if rest == 0 and large <= limit:
                 return large, small
         return None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from scalekv.errors import InvalidInput, ProfileError
 from scalekv.planning import CacheGeometry, Profile, Segment
 from scalekv.policies.base import Layers, Policy, SelectionView, dense
+from scalekv.policies.checks import check_choice, check_flag, check_whole
 from scalekv.policies.observation import patch_centers
 from scalekv.policies.roles import PoolSplit, choose_drafters
 
@@ -60,16 +61,16 @@ class ScaleKV(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scorer not in ("attention", "projection"):
-            raise InvalidInput(f"scorer must be 'attention' or 'projection', got {self.scorer!r}.")
-        if self.pooling not in ("average", "max", "none"):
-            raise InvalidInput(f"pooling must be 'average', 'max' or 'none', got {self.pooling!r}.")
-        if self.pool_width < 1 or self.pool_width % 2 == 0:
-            raise InvalidInput(f"pool_width must be odd and at least 1, got {self.pool_width}.")
-        if self.refiner_floor < 0:
-            raise InvalidInput(f"refiner_floor must be 0 or more tokens, got {self.refiner_floor}.")
-        if not 0 <= self.drafter_share <= 1:
-            raise InvalidInput(f"drafter_share must lie in 0..1, got {self.drafter_share}.")
+        check_choice("scorer", self.scorer, ("attention", "projection"))
+        check_choice("pooling", self.pooling, ("average", "max", "none"))
+        check_whole("pool_width", self.pool_width, least=1)
+        check_whole("refiner_floor", self.refiner_floor, least=0)
+        check_flag("centered", self.centered)
+        check_flag("exact_division", self.exact_division)
+        if self.pool_width % 2 == 0:
+            raise InvalidInput(f"pool_width must be odd; got {self.pool_width}.")
+        if not isinstance(self.drafter_share, (int, float)) or not 0 <= self.drafter_share <= 1:
+            raise InvalidInput(f"drafter_share must be a number in 0..1; got {self.drafter_share!r}.")
 
     def allocate(self, geometry: CacheGeometry, slots: int, profile: Profile | None) -> Layers:
         """Capacities per layer and segment; without a profile all layers are equal, and a warning says so."""
@@ -116,18 +117,24 @@ class ScaleKV(Policy):
         return self.scorer == "projection"
 
     def score(self, view: SelectionView) -> Tensor:
-        """Attention the window pays to each candidate, pooled; the window itself is never dropped."""
+        """Attention the window pays to each candidate, pooled; a window that fits the capacity is never dropped.
+
+        The paper requires capacities of at least the window. Below that the window competes like all others [ours],
+        where keeping a part of it would leave no room for any history.
+        """
         import torch.nn.functional as F
 
         from scalekv.policies.scoring import window_attention, window_logits
 
         assert view.window is not None
+        protects = view.capacity >= len(view.window)
         if self.scorer == "attention":
             score = window_attention(view)
         else:
             score = window_logits(view).sum(-2).div_(view.key.shape[-1] ** 0.5)
-            score.index_fill_(-1, view.window, -float("inf"))
+            if protects:
+                score.index_fill_(-1, view.window, -float("inf"))
         if self.pooling != "none":
             pool = F.avg_pool1d if self.pooling == "average" else F.max_pool1d
             score = pool(score, self.pool_width, stride=1, padding=self.pool_width // 2)
-        return score.index_fill_(-1, view.window, float("inf"))
+        return score.index_fill_(-1, view.window, float("inf")) if protects else score

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from scalekv.errors import InvalidInput
 from scalekv.planning import CacheGeometry, Profile
 from scalekv.policies.base import Layers, Policy, SelectionView, uniform
+from scalekv.policies.checks import check_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ class StreamingLLM(Policy):
         sink_segments: whole first segments that are never dropped, at least 0; default 2.
 
     Raises:
-        InvalidInput: ``sink_segments`` below 0.
+        InvalidInput: ``sink_segments`` is no whole number from 0.
     """
 
     sink_segments: int = 2
@@ -38,8 +38,7 @@ class StreamingLLM(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sink_segments < 0:
-            raise InvalidInput(f"sink_segments must be 0 or more, got {self.sink_segments}.")
+        check_whole("sink_segments", self.sink_segments, least=0)
 
     def allocate(self, geometry: CacheGeometry, slots: int, profile: Profile | None) -> Layers:
         """Equal capacities; needs no profile."""

@@ -1,0 +1,38 @@
+"""Checks of hyper-parameters, made when a policy is built and not in the middle of a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scalekv.errors import InvalidInput
+
+
+def check_whole(name: str, value: Any, least: int | None = None) -> None:
+    """Refuse anything but an integer, or one below ``least``.
+
+    Raises:
+        InvalidInput: names the hyper-parameter and the value.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+        bound = "" if least is None else f", {least} or more"
+        raise InvalidInput(f"{name} must be a whole number{bound}; got {value!r}.")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse anything but ``True`` and ``False``.
+
+    Raises:
+        InvalidInput: names the hyper-parameter and the value.
+    """
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{name} must be True or False; got {value!r}.")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Refuse anything that is not one of ``choices``.
+
+    Raises:
+        InvalidInput: names the hyper-parameter, the value and the choices.
+    """
+    if value not in choices:
+        raise InvalidInput(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
