@@ -152,11 +152,10 @@ def test_z_score_does_not_care_whether_the_first_factor_is_a_sum_or_a_mean():
 
 
 def test_refiners_keep_room_for_their_window_where_drafters_would_take_all():
-    profile = Profile.builtin("infinity-2b")
-    geometry = CacheGeometry(*SHAPES["infinity-2b"], schedule=profile.schedule)
-    plan = ScaleKV(budget="265 tokens").plan(geometry, profile)
-    assert plan.layers[5][0].capacity[11] == 16
-    assert plan.layers[0][0].capacity[11] == (265 * 32 - 30 * 16) // 2
+    schedule = Schedule.from_sides([1, 4, 8, 9])
+    profile = Profile("m", 3, 2, schedule, roles={3: (0,)})
+    plan = ScaleKV(budget="30 tokens").plan(CacheGeometry(3, 2, 4, schedule), profile)
+    assert [groups[0].capacity[3] for groups in plan.layers] == [90 - 2 * 16, 16, 16]
 
 
 def test_without_a_profile_it_says_that_all_layers_are_equal():
