@@ -33,7 +33,9 @@ from scalekv.errors import InvalidInput
 
 
 def calibrate(
-    prompts_file: Annotated[Path, typer.Argument(metavar="PROMPTS", help="Text file, one prompt per line; 10 do.")],
+    prompts_file: Annotated[
+        Path, typer.Argument(metavar="PROMPTS", help="Text file, one prompt (or class) per line; 10 do.")
+    ],
     out: Annotated[Path, option("--out", "-o", metavar="FILE", help="The profile, a .json name.")],
     model: Model = TINY,
     name: Annotated[
@@ -69,6 +71,8 @@ def calibrate(
         from scalekv.calibration import calibrate as measure
 
         pipeline = open_model(model, kind, device)
+        if hasattr(pipeline, "class_names") and wanted.pipeline_arguments():
+            raise InvalidInput(f"{model} draws one size only; leave --size and --aspect out.")
         with output.progress("calibrating", len(prompts)) as steps:
             profile = measure(
                 pipeline,

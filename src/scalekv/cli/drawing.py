@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalekv._version import __version__
-from scalekv.cli.loading import TINY
+from scalekv.cli.loading import TINY, TINY_CLASSES
 from scalekv.cli.output import Output
 from scalekv.planning import CacheGeometry, Profile, format_bytes
 from scalekv.policies import Full, Policy
@@ -28,7 +28,7 @@ class Request:
     """One run, read and checked.
 
     Args:
-        prompts: as given.
+        prompts: as given; or classes, numbers or names.
         copies: images of each prompt.
         seed: of the first image; image i has ``seed + i``.
         paths: one per image.
@@ -111,16 +111,21 @@ class Run:
                 steps.advance(f"{format_bytes(opener.live_bytes)} of cache")
                 return {}
 
-            drawn: InfinityPipelineOutput = self.pipeline(  # type: ignore[assignment]  # a tuple only on demand
+            pipeline: Any = self.pipeline  # of either family
+            drawn: InfinityPipelineOutput = pipeline(
                 request.prompts,
-                num_images_per_prompt=request.copies,
                 generator=generators,
                 kv_cache=opener,
                 callback_on_step_end=on_segment,
                 callback_on_step_end_tensor_inputs=(),
+                **{self._copies: request.copies},
                 **request.arguments,
             )
         return drawn
+
+    @property
+    def _copies(self) -> str:
+        return "num_images_per_class" if hasattr(self.pipeline, "class_names") else "num_images_per_prompt"
 
     def _origin(self, image: int, drawn: InfinityPipelineOutput) -> Origin:
         from scalekv.cli.pictures import Origin
@@ -136,7 +141,7 @@ class Run:
         policy, defaults = self.request.policy, self.pipeline.scheduler.config
         width, height = drawn.images[0].size
         sampling = {
-            name: self.request.arguments.get(key, defaults[key])
+            name: self.request.arguments.get(key, defaults.get(key))
             for name, key in (
                 ("guidance", "guidance_scale"),
                 ("temperature", "temperature"),
@@ -186,8 +191,8 @@ class Run:
 
     def _report(self, cache: CacheReport, comparisons: list[dict[str, Any]]) -> None:
         paths = self.request.paths
-        if self.model == TINY:
-            self.output.note(f"{TINY} has random weights: it draws structure, not what the prompt says.")
+        if self.model in (TINY, TINY_CLASSES):
+            self.output.note(f"{self.model} has random weights: it draws structure, not what the prompt says.")
         seeds = self.request.seeds
         where, seed = str(paths[0]), f"seed {seeds[0]}"
         if len(paths) > 1:
@@ -212,7 +217,8 @@ class Run:
             "comparisons": comparisons,
             "prompts": self.request.prompts,
             "seeds": self.request.seeds,
-            "truncated_prompts": drawn.truncated,
+            "truncated_prompts": getattr(drawn, "truncated", []),
+            "classes": getattr(drawn, "labels", None),
             "schedule": drawn.schedule.key,
             "version": __version__,
             **self._settings(drawn),

@@ -9,7 +9,7 @@ import typer
 
 from scalekv.cli.drawing import Request, Run
 from scalekv.cli.files import picture_paths
-from scalekv.cli.loading import TINY, check_model, open_model
+from scalekv.cli.loading import TINY, TINY_CLASSES, check_model, check_subject, open_model
 from scalekv.cli.options import (
     CACHE,
     OUTPUT,
@@ -42,7 +42,18 @@ from scalekv.errors import InvalidInput
 
 
 def generate(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="What to draw; several are one batch.")],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw; several are one batch.")
+    ] = None,
+    classes: Annotated[
+        list[str] | None,
+        option(
+            "--class",
+            metavar="CLASS",
+            help="For VAR, instead of prompts: an ImageNet class by number (207) or name ('golden retriever'). Repeat "
+            "it for a batch.",
+        ),
+    ] = None,
     model: Model = TINY,
     budget: BudgetOption = None,
     policy: PolicyOption = "scalekv",
@@ -134,17 +145,22 @@ def generate(
     output = Output(json=json, quiet=quiet)
     wanted = PictureSize.parse(size, aspect)
     chosen, supplied, number = policy_from(policy, budget, strict), profile_from(profile), _seed(seed)
-    _check_texts(prompts, count)
+    prompts = _subjects(prompts, classes, count)
     sampling = _sampling(guidance, temperature, top_k, top_p)
+    if classes:
+        _check_class_options(temperature=temperature, negative=negative, size=size, aspect=aspect)
+        model = TINY_CLASSES if model == TINY else model
     name = dtype_from(dtype)
     texts, numbers = [text for text in prompts for _ in range(count)], range(number, number + len(prompts) * count)
     paths = picture_paths(out, texts, numbers)
     check_model(model)
+    check_subject(model, bool(classes))
     arguments = {**wanted.pipeline_arguments(), **sampling, **without_none(negative_prompt=negative)}
     request = Request(prompts, count, number, paths, chosen, supplied, arguments)
     with output.guarded():
-        run = Run(output, model, open_model(model, name, device), request)
-        run.draw(compare)
+        pipeline = open_model(model, name, device)
+        check_subject(model, bool(classes), pipeline)
+        Run(output, model, pipeline, request).draw(compare)
 
 
 def _seed(seed: int | None) -> int:
@@ -153,6 +169,22 @@ def _seed(seed: int | None) -> int:
     if not 0 <= seed < 2**63:
         raise InvalidInput(f"--seed is {seed}; expected a whole number from 0 to 2^63 - 1.")
     return seed
+
+
+def _subjects(prompts: list[str] | None, classes: list[str] | None, count: int) -> list[str]:
+    """What to draw: prompts or classes."""
+    if bool(prompts) == bool(classes):
+        raise InvalidInput(
+            f"Write what to draw: PROMPT, or for VAR models --class; got {'both' if prompts else 'neither'}."
+        )
+    listed = [*(prompts or []), *(classes or [])]
+    _check_texts(listed, count)
+    return listed
+
+
+def _check_class_options(**given: Any) -> None:
+    for name, value in without_none(**given).items():
+        raise InvalidInput(f"--{name} is {value!r}, which VAR models do not have; leave it out with --class.")
 
 
 def _check_texts(prompts: list[str], count: int) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 TINY = "tiny-random"
 """A complete pipeline with random weights that needs no download."""
 
+TINY_CLASSES = "tiny-random-var"
+"""The same, drawing classes."""
+
 
 def check_model(name: str) -> None:
     """Refuse what cannot be loaded, before anything heavy is imported.
@@ -27,7 +30,7 @@ def check_model(name: str) -> None:
         InvalidInput: a known model whose weights are not here, or neither a folder nor a hub name.
     """
     path = Path(name).expanduser()
-    if name == TINY:
+    if name in (TINY, TINY_CLASSES):
         return
     if path.is_dir():
         _check_text_encoder(path)
@@ -43,6 +46,36 @@ def check_model(name: str) -> None:
     is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
     if not is_hub_name:
         raise InvalidInput(f"There is no model folder {name!r}; give a folder, a hub name (owner/name), or {TINY}.")
+
+
+def check_subject(name: str, classes: bool, pipeline: Any = None) -> None:
+    """Refuse classes for a model that draws prompts, and prompts for one that draws classes.
+
+    Args:
+        name: the model; what cannot be told before it is loaded passes.
+        classes: whether classes are given.
+        pipeline: the model, once it is loaded.
+
+    Raises:
+        InvalidInput: the model draws the other kind.
+    """
+    kind: str | None
+    if pipeline is not None:
+        kind = type(pipeline).__name__
+    else:
+        kind = "VARPipeline" if name == TINY_CLASSES else _stored_kind(Path(name).expanduser())
+    if kind == "VARPipeline" and not classes:
+        raise InvalidInput(f"{name} draws classes, not prompts; write --class 207 or --class 'golden retriever'.")
+    if kind == "InfinityPipeline" and classes:
+        raise InvalidInput(f"{name} draws prompts, not classes; leave --class out and write what to draw.")
+
+
+def _stored_kind(folder: Path) -> str | None:
+    """The pipeline class that a folder stores, if it is one."""
+    try:
+        return str(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _check_text_encoder(folder: Path) -> None:
@@ -70,12 +103,13 @@ def open_model(name: str, dtype: str | None, device: str | None) -> InfinityPipe
 
     place = find_device(device)
     quiet_libraries()
-    from scalekv.pipelines import load_pipeline, tiny_pipeline
+    from scalekv.pipelines import load_pipeline, tiny_pipeline, tiny_var_pipeline
 
     folder = Path(name).expanduser()
     pipeline: InfinityPipeline
-    if name == TINY:
-        pipeline = tiny_pipeline().to(place)
+    if name in (TINY, TINY_CLASSES):
+        made: Any = tiny_pipeline() if name == TINY else tiny_var_pipeline()
+        pipeline = made.to(place)
         if dtype is not None:
             pipeline = pipeline.to(getattr(torch, dtype))
     else:
@@ -120,11 +154,12 @@ def shape_of_pipeline(pipeline: InfinityPipeline, name: str) -> ModelShape:
         heads=transformer.num_heads,
         width=transformer.width,
         transformer_parameters=count(pipeline.transformer),
-        text_encoder_parameters=count(pipeline.text_encoder),
+        text_encoder_parameters=count(getattr(pipeline, "text_encoder", None)),
         autoencoder_parameters=count(pipeline.vae),
         size=None if explicit else scheduler.size,
         schedule=explicit,
         profile=pipeline.profile,
         pixels_per_token=scheduler.pixels_per_token,
         decoder_channels=pipeline.vae.config.base_channels,
+        unguided_scale=1.0 if hasattr(pipeline, "text_encoder") else 0.0,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from scalekv.cli.loading import TINY, open_model, shape_of_pipeline
+from scalekv.cli.loading import TINY, TINY_CLASSES, open_model, shape_of_pipeline
 from scalekv.cli.options import (
     CACHE,
     DTYPES,
@@ -93,7 +93,7 @@ def plan(
         shape = find_shape(model)
         schedule = schedule_of(shape, wanted.size, wanted.height, wanted.width, wanted.height_over_width)
         fitting, note = fitting_profile(shape, schedule, supplied)
-        run = RunShape(shape, schedule, 1 if guidance == 1 else 2, DTYPES[name], fitting)
+        run = RunShape(shape, schedule, 1 if guidance == shape.unguided_scale else 2, DTYPES[name], fitting)
         question = _Question(run, chosen, batch, name, available, memory or "", note)
         footprint = run.footprint(chosen, batch)
         rows = _rows(question) if table or budget is None else []
@@ -109,7 +109,7 @@ def find_shape(model: str) -> ModelShape:
         InvalidInput: nothing known by this name, and no such folder.
         CheckpointError: a folder or file that cannot be read.
     """
-    if model == TINY:
+    if model in (TINY, TINY_CLASSES):
         return shape_of_pipeline(open_model(model, None, "cpu"), model)
     path = Path(model).expanduser()
     if not path.exists():

@@ -39,6 +39,7 @@ class ModelShape:
         profile: its calibration profile, if there is one.
         pixels_per_token: image pixels per token and side.
         decoder_channels: channels of the finest level of the picture decoder.
+        unguided_scale: guidance scale at which no unconditional rows run.
     """
 
     name: str
@@ -53,6 +54,7 @@ class ModelShape:
     profile: Profile | None = None
     pixels_per_token: int = 16
     decoder_channels: int = 128
+    unguided_scale: float = 1.0
 
     @classmethod
     def of_spec(cls, spec: ModelSpec) -> ModelShape:
@@ -70,6 +72,7 @@ class ModelShape:
             profile=Profile.builtin(spec.profile),
             pixels_per_token=spec.autoencoder.patch_size * (2 if spec.patchify else 1),
             decoder_channels=spec.autoencoder.base_channels,
+            unguided_scale=0.0 if spec.family == "var" else 1.0,
         )
 
     @classmethod
@@ -99,6 +102,7 @@ class ModelShape:
                 profile=Profile.load(own) if own.is_file() else _builtin(index.get("model_name")),
                 pixels_per_token=int(scheduler.get("pixels_per_token", 16)),
                 decoder_channels=int(vae.get("base_channels", 128)),
+                unguided_scale=0.0 if index.get("_class_name") == "VARPipeline" else 1.0,
             )
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder} lacks {error} in a configuration; convert the model again.") from error

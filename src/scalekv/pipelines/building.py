@@ -83,9 +83,10 @@ def var_components_from_files(
         transformer, model=model, patch_nums=patch_nums, num_heads=num_heads, dtype=as_dtype(dtype)
     )
     spec = model_spec(model) if model else var.guess_model(network.config)
-    scheduler = VARScheduler(
-        schedule=[[segment.height, segment.width] for segment in network.schedule], pixels_per_token=decoder.patch_size
-    )
+    settings: dict[str, Any] = {"pixels_per_token": decoder.patch_size}
+    if network.config.vocab_size < 900:
+        settings["top_k"] = 0  # the published setting has nothing to choose from
+    scheduler = VARScheduler(schedule=[[segment.height, segment.width] for segment in network.schedule], **settings)
     name = None if spec is None else spec.name
     return {"transformer": network, "vae": decoder, "scheduler": scheduler, "model_name": name}
 
