@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
+from scalekv.models.infinity import BSQAutoencoder
 from scalekv.scenes import Scene, sample_scene, words
 from scalekv.scenes.camera import SIDE, project
 from scalekv.scenes.detection import WEIGHTS, Detector
@@ -23,6 +24,7 @@ from scalekv.scenes.reader import STRIDE, SceneReader
 from training import data
 from training.measuring import accuracy, print_table
 from training.runs import Plan, Run, autocast, pick_device, write_json
+from training.tokenizer import reconstruct
 
 PLANS = {
     "cpu": Plan(steps=2500, batch=32, rate=2e-3, warmup=100, decay=0.01, average=0.998, sheet_every=500),
@@ -156,6 +158,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of the run; one that exists goes on")
     parser.add_argument("--preset", choices=PLANS, default="cpu")
     parser.add_argument("--measure", action="store_true", help="only measure RUN/detector.safetensors")
+    parser.add_argument("--through", type=Path, help="measure on pictures that this tokenizer has coded and decoded")
     parser.add_argument("--device", help="default: a GPU if there is one")
     chosen = parser.parse_args()
     if not chosen.measure:
@@ -166,10 +169,13 @@ def main() -> None:
             return
         with run.averaged_weights():
             save_file(weights(task.network), chosen.run / WEIGHTS)
-    pictures = data.load(chosen.data, "heldout")
+    pictures, name = data.load(chosen.data, "heldout"), "accuracy.json"
+    if chosen.through is not None:
+        tokenizer = BSQAutoencoder.from_pretrained(chosen.through).eval()
+        pictures, name = reconstruct(tokenizer, pictures, torch.device("cpu")), "accuracy_coded.json"
     table = accuracy(Detector.load(chosen.run / WEIGHTS), pictures, held_out(pictures))
     print_table(table)
-    write_json(chosen.run / "accuracy.json", table)
+    write_json(chosen.run / name, table)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,13 @@ def _phrasings(job: tuple[int, str]) -> list[str]:
 
 
 def describe(split: str, count: int, out: Path, workers: int) -> None:
-    """Write `PHRASINGS` captions of each of the first ``count`` scenes as (count, phrasings, tokens) word numbers."""
+    """Write `PHRASINGS` captions of each of the first ``count`` scenes as (count, phrasings, tokens) word numbers.
+
+    Keeps what is there already.
+    """
+    path = out / f"{split}_words.npy"
+    if path.is_file() and len(np.load(path, mmap_mode="r")) == count:
+        return
     jobs, tokenizer = [(seed, split) for seed in range(count)], text.word_tokenizer()
     if workers:
         with get_context("spawn").Pool(workers) as pool:
@@ -58,7 +64,6 @@ def describe(split: str, count: int, out: Path, workers: int) -> None:
     else:
         listed = [_phrasings(job) for job in jobs]
     ids = text.token_ids(tokenizer, [caption for captions in listed for caption in captions])
-    path = out / f"{split}_words.npy"
     with replacing(path) as temporary:
         np.save(temporary, ids.reshape(count, PHRASINGS, text.TEXT_TOKENS))
 

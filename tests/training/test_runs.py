@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from training.encode import encode
+from training.encode import describe, encode
 from training.norms import QuickGroupNorm, _GroupNorm, quicken
 from training.optimizer import Muon, orthogonal
 from training.presets import TokenizerRecipe, TransformerRecipe
@@ -38,6 +38,7 @@ def latents(tmp_path_factory, pictures):
     folder = tmp_path_factory.mktemp("latents")
     for split in ("train", "heldout"):
         encode(build_tokenizer(TOKENIZER), pictures, split, folder, CPU)
+        describe(split, 6, folder, 0)
     return folder
 
 
