@@ -11,6 +11,7 @@ import torch
 from models.checkpoint_files import copies, write_pth, write_shards
 from pipelines.helpers import draw, equal, quiet_pipeline
 from scalekv.errors import CheckpointError, InvalidInput
+from scalekv.models.infinity import InfinityTransformer
 from scalekv.pipelines import InfinityPipeline, convert, load_pipeline
 
 
@@ -163,3 +164,27 @@ def test_half_precision_keeps_what_published_runs_keep(files: tuple[Path, Path, 
         pipeline.set_progress_bar_config(disable=True)
     settings = {"size": "0.06M", "guidance_scale": 2.0}
     assert equal(draw(direct, **settings), draw(again, **settings))
+
+
+def types(transformer: torch.nn.Module) -> dict[str, torch.dtype]:
+    return {name: tensor.dtype for name, tensor in transformer.state_dict().items()}
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_all_ways_to_load_in_a_type_agree(
+    stored: torch.dtype, original: InfinityPipeline, files: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    _, vae, _ = files
+    narrow = {name: tensor.to(stored) for name, tensor in copies(original.transformer).items()}
+    transformer = write_pth(tmp_path / "stored.pth", narrow)
+    wide = convert(transformer, vae, tmp_path / "wide")
+    found = [
+        InfinityPipeline.from_single_file(transformer, vae, dtype="bfloat16").transformer,
+        load_pipeline(convert(transformer, vae, tmp_path / "half", dtype="bfloat16")).transformer,
+        load_pipeline(wide, dtype="bfloat16").transformer,
+        InfinityPipeline.from_pretrained(wide, torch_dtype=torch.bfloat16).transformer,
+        InfinityTransformer.from_pretrained(wide / "transformer", torch_dtype=torch.bfloat16),
+    ]
+    for one in found:
+        inside = {name: name.startswith("block_chunks.") for name in types(one)}
+        assert types(one) == {name: torch.bfloat16 if inside[name] else torch.float32 for name in inside}

@@ -226,6 +226,19 @@ def test_official_files_to_a_folder(pipeline: VARPipeline, tmp_path: Path) -> No
         convert(transformer, vae, tmp_path / "other", model="var-d16")
 
 
+def test_all_ways_to_load_in_a_type_agree(pipeline: VARPipeline, tmp_path: Path) -> None:
+    transformer, vae = official_files(pipeline, tmp_path)
+    wide = convert(transformer, vae, tmp_path / "wide")
+    found = [
+        VARPipeline.from_single_file(transformer, vae, dtype="bfloat16"),
+        load_pipeline(convert(transformer, vae, tmp_path / "half", dtype="bfloat16")),
+        load_pipeline(wide, dtype="bfloat16"),
+    ]
+    for one in found:
+        for name, tensor in one.transformer.state_dict().items():
+            assert tensor.dtype == (torch.bfloat16 if name.startswith("blocks.") else torch.float32), name
+
+
 def test_parts_that_do_not_belong_together(pipeline: VARPipeline) -> None:
     other = tiny_var_pipeline(sides=(1, 2))
     with pytest.raises(CheckpointError, match="scheduler does not fit the transformer: it has the segments 1x1 2x2,"):

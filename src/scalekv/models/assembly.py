@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,18 @@ def fill(
         state[name] = tensor.to(dtype or tensor.dtype, copy=True).contiguous()
     network.load_state_dict(state, strict=True, assign=True)
     network.eval()
+
+
+def block_dtypes(names: Iterable[str], dtype: torch.dtype | None) -> dict[str, torch.dtype | None]:
+    """What `fill` takes for a transformer in ``dtype``: that for its blocks, float32 for all else.
+
+    Args:
+        names: of its tensors.
+        dtype: of the blocks; ``None`` leaves everything as stored.
+    """
+    blocks = ("blocks", "block_chunks")
+    parts = {name.split(".")[0] for name in names} if dtype is not None else ()
+    return {part: dtype if part in blocks else torch.float32 for part in parts}
 
 
 def compare(

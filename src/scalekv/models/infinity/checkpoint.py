@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from scalekv.errors import CheckpointError
-from scalekv.models.assembly import build, check_known, choose_table, fill, named_model
+from scalekv.models.assembly import block_dtypes, build, check_known, choose_table, fill, named_model
 from scalekv.models.catalog import ModelSpec, matching_models, model_spec
 from scalekv.models.infinity.autoencoder import BSQAutoencoder
 from scalekv.models.infinity.layout import TRAINING_KEYS, autoencoder_config, canonical_vae_name, transformer_config
@@ -52,7 +52,7 @@ def load_transformer(
         patchify: tokens of 2 x 2 latent pixels; without it and without ``codebook_bits`` the known models decide.
         model: known name it must be, such as ``infinity-2b``.
         ema: take the averaged weights of a fine-tuning checkpoint.
-        dtype: of the blocks; all else stays as stored, as in the published runs. Default as stored.
+        dtype: of the blocks; all else becomes float32, as in the published runs. Default all as stored.
         text_maxlen: rows of unconditional text; default those of the file. Missing rows are the published initial ones.
         rope_mode: rotary coordinates, not told by weights.
         level_embedding_per_chunk: not told by weights.
@@ -72,8 +72,8 @@ def load_transformer(
             config["text_maxlen"] = text_maxlen
         config |= {"rope_mode": rope_mode, "level_embedding_per_chunk": level_embedding_per_chunk}
         network: InfinityTransformer = build(InfinityTransformer, config, table.origin)
-        dtypes = {"blocks": dtype, "block_chunks": dtype}
-        fill(network, table, {name: name for name in shapes}, dtypes, _acceptable, _fitted)
+        sources = {name: name for name in shapes}
+        fill(network, table, sources, block_dtypes(shapes, dtype), _acceptable, _fitted)
         return network
 
 

@@ -302,6 +302,9 @@ def guidance_layers(cfg_insertion_layer: Sequence[int], depth: int) -> tuple[fro
 class InfinityTransformer(ModelMixin, ConfigMixin):
     """The network that predicts, for every token of a segment, the bits of its code.
 
+    Published runs keep the blocks in bfloat16 and all else in float32. So do ``from_pretrained(dtype=torch.bfloat16)``
+    and all other ways to load it in a type; plain ``.to(torch.bfloat16)`` rounds everything.
+
     Reference names of the arguments are given in brackets. Defaults are those of Infinity-2B.
 
     Args:
@@ -338,7 +341,19 @@ class InfinityTransformer(ModelMixin, ConfigMixin):
     _no_split_modules: ClassVar[list[str]] = ["InfinityBlock"]
     _repeated_blocks: ClassVar[list[str]] = ["InfinityBlock"]
     _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["norm", "lvl_embed", "ada_lin", "head", "word_embed"]
-    _keep_in_fp32_modules: ClassVar[list[str]] = ["shared_ada_lin", "head_nm", "head"]
+    _keep_in_fp32_modules: ClassVar[list[str]] = [
+        "cfg_uncond",
+        "pos_start",
+        "text_norm",
+        "text_proj_for_sos",
+        "text_proj_for_ca",
+        "lvl_embed",
+        "norm0_ve",
+        "word_embed",
+        "shared_ada_lin",
+        "head_nm",
+        "head",
+    ]
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(

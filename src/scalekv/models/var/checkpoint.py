@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from scalekv.errors import CheckpointError
-from scalekv.models.assembly import build, check_known, choose_table, fill, named_model
+from scalekv.models.assembly import block_dtypes, build, check_known, choose_table, fill, named_model
 from scalekv.models.catalog import ModelSpec, matching_models, model_spec
 from scalekv.models.kinds import VAR_AUTOENCODER, VAR_TRANSFORMER
 from scalekv.models.var.autoencoder import VQAutoencoder
@@ -37,7 +37,7 @@ def load_transformer(
         model: known name it must be, such as ``var-d30``.
         patch_nums: tokens per side of every segment; default what the file says, or the published ones.
         num_heads: for networks without l2-norm attention; default 64 channels per head.
-        dtype: of the blocks; all else stays as stored. Default as stored.
+        dtype: of the blocks; all else becomes float32. Default all as stored.
 
     Raises:
         CheckpointError: missing, damaged, of another kind or shape.
@@ -50,7 +50,7 @@ def load_transformer(
         spec = model_spec(model) if model else named_model(FAMILY, file.path)
         check_known(file.path, known_shape(config), spec)
         network: VARTransformer = build(VARTransformer, config, table.origin)
-        fill(network, table, {name: name for name in shapes}, {"blocks": dtype})
+        fill(network, table, {name: name for name in shapes}, block_dtypes(shapes, dtype))
         return network
 
 

@@ -125,6 +125,9 @@ class VARBlock(nn.Module):
 class VARTransformer(ModelMixin, ConfigMixin):
     """The network that predicts every token of a segment.
 
+    ``from_pretrained(dtype=torch.bfloat16)`` and all other ways to load it in a type give that type to the blocks and
+    keep all else in float32; plain ``.to(torch.bfloat16)`` rounds everything.
+
     Reference names of the arguments are given in brackets. Defaults are those of VAR-d16.
 
     Args:
@@ -156,7 +159,16 @@ class VARTransformer(ModelMixin, ConfigMixin):
         "head",
         "word_embed",
     ]
-    _keep_in_fp32_modules: ClassVar[list[str]] = ["shared_ada_lin", "head_nm", "head", "class_emb"]
+    _keep_in_fp32_modules: ClassVar[list[str]] = [
+        "pos_start",
+        "pos_1LC",
+        "word_embed",
+        "class_emb",
+        "lvl_embed",
+        "shared_ada_lin",
+        "head_nm",
+        "head",
+    ]
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
