@@ -64,6 +64,8 @@ class TransformerRecipe:
     flip_most: float = 0.2
     """The share of bits that are flipped is drawn from 0 to this."""
     text_dropout: float = 0.1
+    unknown_words: float = 0.02
+    """Chance that a word is shown as unknown, so that prompts with words of their own still work."""
 
     def at(self, step: int) -> tuple[int, int, int]:
         """Segments, pictures and number of batch at ``step``."""

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -84,6 +85,12 @@ def token_ids(tokenizer: Any, captions: list[str]) -> NDArray[np.uint16]:
     """Captions as (n, `TEXT_TOKENS`) word numbers, 0 after the end token."""
     ids = tokenizer(captions, padding="max_length", truncation=True, max_length=TEXT_TOKENS).input_ids
     return np.array(ids, dtype=np.uint16)
+
+
+def with_unknown(ids: Tensor, share: float) -> Tensor:
+    """Word numbers with a share of the words, but no end or padding, made unknown."""
+    unknown = vocabulary().index(UNKNOWN)
+    return torch.where((torch.rand(ids.shape) < share) & (ids > unknown), unknown, ids)
 
 
 def features(encoder: Any, ids: Tensor) -> list[Tensor]:

@@ -113,7 +113,10 @@ class TransformerTask:
         latent = torch.from_numpy(np.array(self.latents[split][rows])).to(self.device).float()
         forcing = corrected(latent, GRIDS[:segments], GRIDS[-1], strength.to(self.device))
         listed = self.words[split][rows, phrasing % self.words[split].shape[1]]
-        ids = torch.from_numpy(listed.astype(np.int64)).to(self.device)
+        ids = torch.from_numpy(listed.astype(np.int64))
+        if split == "train":
+            ids = text.with_unknown(ids, self.recipe.unknown_words)
+        ids = ids.to(self.device)
         with autocast(self.device):
             rows_of_text = text.features(self.network["text_encoder"], ids)
             nothing = self.transformer.cfg_uncond

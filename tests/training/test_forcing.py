@@ -44,13 +44,11 @@ def inputs_of(bits, sides):
 
 
 @torch.no_grad()
-def forced(network, features, sides, device_mask=False):
+def forced(network, features, sides, fused=False):
     schedule = Schedule.from_sides(sides)
     rope = network.build_rope(Schedule.from_sides(SIDES), (SIDES[-1],) * 2)
     cache = BlockCausal(schedule, torch.device("cpu"))
-    if device_mask:
-        owner = torch.repeat_interleave(torch.arange(len(sides)), torch.tensor(schedule.tokens))
-        cache._mask = owner[:, None] >= owner[None, :]
+    cache.fused = fused
     condition = network.prepare_text(features, guided=False)
     return forced_logits(network, inputs_of(drawn_bits(), sides), condition, schedule, rope, cache)
 
@@ -74,9 +72,9 @@ def generated(network, features):
     return torch.cat(logits, dim=1)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_forced_logits_are_those_of_the_cached_generation(network, features, masked):
-    difference = forced(network, features, SIDES, masked) - generated(network, features)
+@pytest.mark.parametrize("fused", [False, True])
+def test_forced_logits_are_those_of_the_cached_generation(network, features, fused):
+    difference = forced(network, features, SIDES, fused) - generated(network, features)
     assert difference.abs().max() < 1e-5
 
 

@@ -153,6 +153,13 @@ def test_the_vocabulary_knows_every_caption():
     assert tokenizer.unk_token_id in tokenizer("a frobnicator").input_ids
 
 
+def test_unknown_words_replace_words_only():
+    seed_step(0, 0)
+    ids = torch.tensor([[7, 8, 9, 1, 0, 0]])
+    assert text.with_unknown(ids, 1.0).tolist() == [[2, 2, 2, 1, 0, 0]]
+    assert torch.equal(text.with_unknown(ids, 0.0), ids)
+
+
 def test_reconstruction_is_measured_per_picture(pictures):
     shown = data.load(pictures, "heldout")
     drawn = reconstruct(build_tokenizer(TOKENIZER).eval(), shown, CPU)
