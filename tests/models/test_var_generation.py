@@ -87,6 +87,12 @@ def test_smooth_weights_harden() -> None:
     assert late.max(-1).values.mean() > early.max(-1).values.mean()
 
 
+def test_the_nucleus_counts_its_edge_out() -> None:
+    kept = filter_logits(torch.zeros(1, 1, 4), top_p=0.5).isfinite().sum().item()
+    assert kept == 2, "0.25 + 0.25 is at most 1 - top_p"
+    assert filter_logits(torch.zeros(1, 1, 4), top_p=1e-9).isfinite().sum() == 1
+
+
 def test_random_classes() -> None:
     assert len(set(draw_classes(50, 1000, seeded(1)))) > 40
     own = draw_classes(2, 1000, [seeded(4), seeded(5)])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from PIL import Image
 from torch import Tensor
 
@@ -237,6 +238,14 @@ def test_all_ways_to_load_in_a_type_agree(pipeline: VARPipeline, tmp_path: Path)
     for one in found:
         for name, tensor in one.transformer.state_dict().items():
             assert tensor.dtype == (torch.bfloat16 if name.startswith("blocks.") else torch.float32), name
+
+
+def test_offloaded_weights_draw_the_same(pipeline: VARPipeline) -> None:
+    offloaded = quiet(tiny_var_pipeline(sides=SIDES))
+    for part in (offloaded.transformer, offloaded.vae):
+        cpu_offload(part, execution_device=torch.device("cpu"))
+    assert offloaded.vae.quantize.embedding.weight.is_meta
+    assert np.array_equal(draw(offloaded).images, draw(pipeline).images)
 
 
 def test_parts_that_do_not_belong_together(pipeline: VARPipeline) -> None:
