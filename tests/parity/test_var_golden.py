@@ -79,7 +79,8 @@ def test_the_schedule_is_the_recorded_one(case: Case) -> None:
         assert torch.bincount(scales[0]).tolist() == list(schedule.tokens)
     sizes = case.settings("vae", "vae.safetensors")
     if "phi_index_per_scale" in sizes:
-        assert list(phi_indices(sizes["share_quant_resi"], len(schedule))) == sizes["phi_index_per_scale"]
+        phis = sizes["share_quant_resi"] or len(schedule)
+        assert list(phi_indices(phis, len(schedule))) == sizes["phi_index_per_scale"]
     assert case.autoencoder.patch_size == sizes.get("downsample", case.autoencoder.patch_size)
 
 

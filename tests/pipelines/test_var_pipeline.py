@@ -276,8 +276,10 @@ def test_recorded_runs(folder: Path) -> None:
     scheduler = VARScheduler(schedule=case.grids, pixels_per_token=case.autoencoder.patch_size)
     pipeline = quiet(VARPipeline(case.transformer, case.autoencoder, scheduler))
     sample, kind = case.config["sample"], "ar" if recorded(folder, "ar.") else "smooth"
+    classes, labels = case.transformer.config.num_classes, sample["labels"]
     result = pipeline(
-        sample["labels"],
+        [-1 if label == classes else label for label in labels] if labels else None,
+        num_images_per_class=1 if labels else sample["batch"],
         guidance_scale=sample["cfg"],
         top_k=sample["top_k"],
         top_p=sample["top_p"],
