@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from scalekv.errors import InvalidInput
 from scalekv.models.convolutions import Decoder, Encoder
 from scalekv.models.infinity.convolutions import STYLE
+from scalekv.models.infinity.layout import QUANTIZER_TABLES
 from scalekv.models.infinity.sampling import bits_to_codes, resize
 from scalekv.models.tokenizer import Slicing, check_image, check_latent
-
-_UNUSED = ("quantizer.lfq.mask", "quantize.lfq.mask")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class BSQAutoencoder(Slicing, ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = False
     _no_split_modules: ClassVar[list[str]] = ["ResidualBlock"]
     _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["norm"]
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [name.replace(".", r"\.") for name in _UNUSED]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [name.replace(".", r"\.") for name in QUANTIZER_TABLES]
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -163,7 +162,7 @@ def accumulate(bits: Sequence[Tensor], final: tuple[int, int] | None = None) -> 
 
 def _drop_unused(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Published files carry two constant tables that bit labels never read."""
-    for name in _UNUSED:
+    for name in QUANTIZER_TABLES:
         state_dict.pop(prefix + name, None)
 
 

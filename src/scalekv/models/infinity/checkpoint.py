@@ -17,7 +17,13 @@ from scalekv.errors import CheckpointError
 from scalekv.models.assembly import block_dtypes, build, check_known, choose_table, fill, named_model
 from scalekv.models.catalog import ModelSpec, matching_models, model_spec
 from scalekv.models.infinity.autoencoder import BSQAutoencoder
-from scalekv.models.infinity.layout import TRAINING_KEYS, autoencoder_config, canonical_vae_name, transformer_config
+from scalekv.models.infinity.layout import (
+    QUANTIZER_TABLES,
+    TRAINING_KEYS,
+    autoencoder_config,
+    canonical_vae_name,
+    transformer_config,
+)
 from scalekv.models.infinity.transformer import InfinityTransformer, unconditional_rows
 from scalekv.models.kinds import INFINITY_AUTOENCODER, INFINITY_TRANSFORMER
 from scalekv.models.weights import WeightFile, WeightTable
@@ -28,7 +34,6 @@ TRAINER_WEIGHTS = "trainer.gpt_fsdp"
 TRAINER_EMA = "trainer.gpt_ema_fsdp"
 VAE_ENTRY = "vae"
 
-_QUANTIZER_TABLES = ("quantizer.lfq.mask", "quantize.lfq.mask")
 _WRONG_TOKENIZER = "infinity_vae_d32.pth"
 
 
@@ -89,7 +94,7 @@ def load_autoencoder(path: str | Path, *, dtype: torch.dtype | None = None) -> B
     """
     with WeightFile(path) as file:
         table = autoencoder_table(file)
-        sources = {canonical_vae_name(name): name for name in table.shapes if name not in _QUANTIZER_TABLES}
+        sources = {canonical_vae_name(name): name for name in table.shapes if name not in QUANTIZER_TABLES}
         shapes = {name: table.shapes[source] for name, source in sources.items()}
         network: BSQAutoencoder = build(BSQAutoencoder, autoencoder_config(shapes, table.origin), table.origin)
         fill(network, table, sources, {"": dtype})

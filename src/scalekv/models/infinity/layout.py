@@ -8,6 +8,9 @@ from typing import Any
 from scalekv.errors import CheckpointError
 from scalekv.models.assembly import ShapeReader, Shapes
 
+QUANTIZER_TABLES = ("quantizer.lfq.mask", "quantize.lfq.mask")
+"""Constant tables that published tokenizers carry and bit labels never read."""
+
 TRAINING_KEYS = frozenset(("lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen"))
 """Tables of training runs; nothing at inference reads them."""
 
