@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -84,6 +85,7 @@ class WeightFile:
 
     Args:
         path: ``.pth``, ``.pt``, ``.bin``, ``.safetensors``, or a folder with a safetensors index or file.
+        variant: of the files of a folder, such as ``"fp16"``; those without one are taken where it has no such files.
 
     Attributes:
         path: what was opened.
@@ -93,8 +95,9 @@ class WeightFile:
         CheckpointError: missing, empty, truncated, of another kind, or holding code instead of weights.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, variant: str | None = None) -> None:
         self.path = Path(path)
+        self._variant = variant
         self._open = ExitStack()
         self.tables: dict[str, WeightTable] = {}
         try:
@@ -127,17 +130,27 @@ class WeightFile:
             raise CheckpointError(f"{self.path} holds no weights; expected a table of named tensors.")
 
     def _read_folder(self) -> WeightTable:
-        for name in INDEX_NAMES:
-            if (self.path / name).is_file():
-                return self._table(_shards(self.path / name))
-        for name in SINGLE_NAMES:
-            if (self.path / name).is_file():
-                check_file(self.path / name)
-                return self._table({self.path / name: None})
+        for place in self._places():
+            if place.suffix == ".json":
+                return self._table(_shards(place))
+            check_file(place)
+            return self._table({place: None})
+        if variants := _variants(self.path):
+            raise CheckpointError(
+                f"The folder {self.path} holds only weights of the variant {' or '.join(variants)}; ask for one "
+                f"(variant={variants[0]!r})."
+            )
         raise CheckpointError(
             f"The folder {self.path} holds neither {INDEX_NAMES[0]} nor {SINGLE_NAMES[0]}; expected the folder of a "
             f"sharded checkpoint with its index."
         )
+
+    def _places(self) -> list[Path]:
+        """The index or single file to read, best first."""
+        names = [*INDEX_NAMES, *SINGLE_NAMES]
+        if self._variant:
+            names = [f"{Path(name).stem}.{self._variant}{Path(name).suffix}" for name in names] + names
+        return [self.path / name for name in names if (self.path / name).is_file()]
 
     def _table(self, shards: Mapping[Path, list[str] | None]) -> WeightTable:
         shapes: dict[str, tuple[int, ...]] = {}
@@ -161,6 +174,15 @@ class WeightFile:
                 dtypes[name] = _SAFE_DTYPES[piece.get_dtype()]
                 readers[name] = reader
         return WeightTable(str(self.path), shapes, dtypes, readers=readers)
+
+
+def _variants(folder: Path) -> list[str]:
+    """The variants that single files and indices of ``folder`` name."""
+    found = set()
+    for name in (*INDEX_NAMES, *SINGLE_NAMES):
+        stem, suffix = Path(name).stem, Path(name).suffix
+        found |= {place.name[len(stem) + 1 : -len(suffix)] for place in folder.glob(f"{stem}.*{suffix}")}
+    return sorted(one for one in found if re.fullmatch(r"\w+", one))
 
 
 def some(names: Iterable[str], limit: int = 4) -> str:

@@ -110,11 +110,11 @@ def check_folder(folder: Path, given: Mapping[str, Any]) -> None:
             continue
         if not (folder / part).is_dir():
             raise CheckpointError(f"{folder} lacks the folder {part!r} that its {INDEX_FILE} names; copy it whole.")
-        if part in networks and not given.get("variant"):
-            _check_network(folder / part, getattr(room, networks[part]))
+        if part in networks:
+            _check_network(folder / part, getattr(room, networks[part]), given.get("variant"))
 
 
-def _check_network(folder: Path, network_class: Any) -> None:
+def _check_network(folder: Path, network_class: Any, variant: str | None) -> None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         expected_class = network_class.__name__
@@ -129,25 +129,25 @@ def _check_network(folder: Path, network_class: Any) -> None:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be used ({error}); copy the folder again.") from error
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    with WeightFile(folder) as file:
+    with WeightFile(folder, variant) as file:
         compare(expected, file.tables[""].shapes, str(folder))
 
 
-def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
+def stored_dtypes(folder: Path, variant: str | None = None) -> dict[str, torch.dtype]:
     """The type most weights of every network are stored in, for diffusers' ``dtype`` option."""
     dtypes: dict[str, torch.dtype] = {"default": torch.float32}
     for part in (one for one in folder.iterdir() if one.is_dir()):
         if any(part.glob("*.safetensors")):
-            with WeightFile(part) as file:
+            with WeightFile(part, variant) as file:
                 counted = Counter(dtype for dtype in file.tables[""].dtypes.values() if dtype.is_floating_point)
             dtypes[part.name] = counted.most_common(1)[0][0]
     return dtypes
 
 
-def keep_stored_dtypes(network: Any, folder: Path) -> None:
+def keep_stored_dtypes(network: Any, folder: Path, variant: str | None = None) -> None:
     """Put back weights that loading rounded: published runs keep all but the blocks in float32."""
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    with WeightFile(folder) as file:
+    with WeightFile(folder, variant) as file:
         table = file.tables[""]
         for name, tensor in tensors.items():
             if table.dtypes[name] != tensor.dtype and not tensor.is_meta:
