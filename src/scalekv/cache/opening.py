@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from scalekv.cache.kv_cache import KVCache
+from scalekv.errors import InvalidInput
 from scalekv.planning import CacheGeometry, Profile
-from scalekv.policies import Policy
+from scalekv.policies import Full, Policy
 
 
 class CacheFactory(Protocol):
-    """Anything that opens a cache for a geometry; calibration passes one that records."""
+    """Opens a cache for a run; what calibration passes instead of a policy."""
 
     def __call__(self, geometry: CacheGeometry, *, dtype: torch.dtype, device: torch.device) -> KVCache:
-        """Open a cache for one generation."""
-        ...
+        """A fresh cache for ``geometry``."""
 
 
 def open_cache(
-    method: Policy | CacheFactory,
+    method: Policy | CacheFactory | None,
     geometry: CacheGeometry,
     profile: Profile | None,
-    *,
     dtype: torch.dtype,
     device: torch.device,
 ) -> KVCache:
     """Plan and open the cache of one generation.
 
     Args:
-        method: a policy, or a factory that decides for itself (the profile is then not used).
+        method: a policy, by default everything is kept; or a factory, which plans for itself without the profile.
         geometry: the shape of the run.
         profile: calibration of this model and schedule, if there is one.
-        dtype: the dtype attention computes in.
-        device: where keys and values live.
+        dtype: of keys and values.
+        device: where they live.
 
     Raises:
+        InvalidInput: ``method`` is neither.
         BudgetError: nothing fits the policy's budget.
         ProfileError: the profile is for another model or schedule.
     """
-    if isinstance(method, Policy):
-        return KVCache(method.plan(geometry, profile), method, dtype=dtype, device=device)
-    return method(geometry, dtype=dtype, device=device)
+    policy: Any = Full() if method is None else method
+    if isinstance(policy, Policy):
+        return KVCache(policy.plan(geometry, profile), policy, dtype=dtype, device=device)
+    if isinstance(policy, (type, KVCache)) or not callable(policy):
+        raise InvalidInput(f"kv_cache must be a policy such as ScaleKV(budget='10%'), got {policy!r:.80}.")
+    opened: KVCache = policy(geometry, dtype=dtype, device=device)
+    return opened

@@ -27,12 +27,18 @@ def draw_rows(chances: Tensor, generator: Generators) -> Tensor:
         (B, tokens) int64, on the device of ``chances``.
 
     Raises:
-        InvalidInput: a list of generators that is not one per image.
+        InvalidInput: a list of generators that is not one per image, or chances that are not finite.
     """
 
     def draw(rows: Tensor, own: torch.Generator | None) -> Tensor:
         device = rows.device if own is None else own.device
-        drawn = torch.multinomial(rows.flatten(0, 1).to(device), 1, replacement=True, generator=own)
+        flat = rows.flatten(0, 1).to(device)
+        if not bool(flat.isfinite().all()):
+            raise InvalidInput(
+                "The network's numbers are not finite; use bfloat16 or float32 weights, and a guidance and temperature "
+                "nearer to 1."
+            )
+        drawn = torch.multinomial(flat, 1, replacement=True, generator=own)
         return drawn.view(rows.shape[:2]).to(rows.device)
 
     return _per_image(draw, chances, generator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from numbers import Real
 from operator import index
 from typing import Any
@@ -15,18 +15,29 @@ from scalekv.errors import InvalidInput
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
+LARGEST = 1e6
+"""Most that logits are multiplied by in one go; far more would overflow float32."""
+
 
 def check_texts(name: str, texts: Any) -> list[str]:
     """One text or several as a list.
 
     Raises:
-        InvalidInput: no text at all, or something else than text.
+        InvalidInput: no text at all, something else than text, or text that cannot be written as UTF-8.
     """
     listed = [texts] if isinstance(texts, str) else list(texts) if isinstance(texts, (list, tuple)) else None
     if listed is None or not all(isinstance(text, str) for text in listed):
         raise InvalidInput(f"{name} must be a text or a list of texts, got {_shown(texts)}.")
     if not listed:
         raise InvalidInput(f"{name} is an empty list; give at least one text.")
+    for text in listed:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInput(
+                f"{name} is no valid text: character {error.start + 1} is half of a surrogate pair "
+                f"({text[error.start]!a}); read the text as UTF-8."
+            ) from error
     return listed
 
 
@@ -34,7 +45,7 @@ def check_features(name: str, features: Any, channels: int) -> list[Tensor]:
     """Text features as a list of (tokens, channels).
 
     Raises:
-        InvalidInput: something else than a list of such tensors.
+        InvalidInput: something else than a list of such tensors, or numbers that are not finite.
     """
     listed = list(features) if isinstance(features, (list, tuple, Tensor)) else None
     if not listed or not all(isinstance(row, Tensor) and row.is_floating_point() for row in listed):
@@ -44,6 +55,8 @@ def check_features(name: str, features: Any, channels: int) -> list[Tensor]:
             raise InvalidInput(
                 f"{name} holds a tensor of shape {tuple(row.shape)}, expected (tokens, {channels}) per prompt."
             )
+        if not bool(row.isfinite().all()):
+            raise InvalidInput(f"{name} holds numbers that are not finite; encode the text in bfloat16 or float32.")
     return listed
 
 
@@ -66,16 +79,22 @@ def check_numbers(name: str, value: Any, segments: int, above: float = -math.inf
     """One number, or a list of at least one per segment, as one per segment; longer lists are cut, as published.
 
     Raises:
-        InvalidInput: not numbers, not finite, not above ``above``, or too few.
+        InvalidInput: not numbers, not finite, not above ``above``, beyond what logits bear, or too few.
     """
     listed = list(value) if isinstance(value, (list, tuple)) else [value] * segments
-    for number in listed:
-        if isinstance(number, bool) or not isinstance(number, Real) or not above < float(number) < math.inf:
+    numbers = [_real(one) for one in listed]
+    for number in numbers:
+        if not above < number < math.inf:
             limit = "" if above == -math.inf else f" above {above:g}"
             raise InvalidInput(f"{name} must be a number{limit}, or one per segment, got {_shown(value)}.")
+        least = 1 / LARGEST if above == 0 else -LARGEST
+        if not least <= number <= LARGEST:
+            raise InvalidInput(
+                f"{name} must lie between {least:g} and {LARGEST:g}, or logits overflow, got {_shown(value)}."
+            )
     if len(listed) < segments:
         raise InvalidInput(f"{name} has {len(listed)} numbers for {segments} segments; give one, or one per segment.")
-    return [float(number) for number in listed[:segments]]
+    return numbers[:segments]
 
 
 def check_tensors(name: str, tensors: Any) -> list[Tensor]:
@@ -103,26 +122,31 @@ def check_mask(mask: Any) -> Tensor | list[Tensor] | None:
     return list(mask)
 
 
-def check_tensor_inputs(names: Any, allowed: Sequence[str]) -> None:
-    """Refuse names of tensors that a callback cannot get.
+def check_callback(callback: Any, names: Any, allowed: Sequence[str]) -> None:
+    """Refuse a callback that cannot be called, and names of tensors that it cannot get.
 
     Raises:
-        InvalidInput: one that is not in ``allowed``.
+        InvalidInput: no function, or a name that is not in ``allowed``.
     """
+    if callback is not None and not callable(callback):
+        raise InvalidInput(f"callback_on_step_end must be a function, got {_shown(callback)}.")
+    if isinstance(names, str) or not isinstance(names, Collection):
+        raise InvalidInput(f"callback_on_step_end_tensor_inputs must be a list of names, got {_shown(names)}.")
     for name in names:
         check_choice("callback_on_step_end_tensor_inputs", name, allowed)
 
 
-def check_like(name: str, tensor: Any, like: Tensor | None) -> Tensor:
-    """``tensor`` if it has the shape of ``like``.
+def check_like(name: str, tensor: Any, like: Tensor) -> Tensor:
+    """``tensor`` in the type and on the device of ``like``, whose shape it has.
 
     Raises:
-        InvalidInput: no tensor, or another shape.
+        InvalidInput: no tensor, another shape, or numbers that are not finite.
     """
-    if not isinstance(tensor, Tensor) or (like is not None and tensor.shape != like.shape):
-        expected = "a tensor" if like is None else f"shape {tuple(like.shape)}"
-        raise InvalidInput(f"The {name} must have {expected}, got {_shown(tensor)}.")
-    return tensor
+    if not isinstance(tensor, Tensor) or tensor.shape != like.shape or tensor.is_complex():
+        raise InvalidInput(f"The {name} must have shape {tuple(like.shape)}, got {_shown(tensor)}.")
+    if not bool(tensor.isfinite().all()):
+        raise InvalidInput(f"The {name} hold numbers that are not finite.")
+    return tensor.to(like)
 
 
 def check_share(name: str, value: Any) -> float:
@@ -131,9 +155,10 @@ def check_share(name: str, value: Any) -> float:
     Raises:
         InvalidInput: no number, or outside.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+    number = _real(value)
+    if not 0 <= number <= 1:
         raise InvalidInput(f"{name} must lie between 0 (off) and 1, got {_shown(value)}.")
-    return float(value)
+    return number
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
@@ -191,6 +216,16 @@ def aspect_of(aspect_ratio: Any) -> float | None:
             f"aspect_ratio says width to height, such as '16:9' or 1.78 for a wide picture, got {_shown(aspect_ratio)}."
         )
     return ratio
+
+
+def _real(value: Any) -> float:
+    """``value`` as a float; what is no number, or too large for one, becomes one that is not finite."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _shown(value: Any) -> str:

@@ -1,56 +1,16 @@
-"""The cache of one call: its policy, and the calibration profile it plans with."""
+"""The calibration profile that the cache of one call is planned with."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Protocol
 
-import torch
-
-from scalekv.cache import KVCache
 from scalekv.errors import InvalidInput
 from scalekv.planning import CacheGeometry, Profile
-from scalekv.policies import Full, Policy
 
 logger = logging.getLogger(__name__)
 
 ProfileLike = Profile | str | Path
-
-
-class CacheFactory(Protocol):
-    """Opens a cache for a run; what calibration passes instead of a policy."""
-
-    def __call__(self, geometry: CacheGeometry, *, dtype: torch.dtype, device: torch.device) -> KVCache:
-        """A fresh cache for ``geometry``."""
-
-
-def open_cache(
-    kv_cache: Policy | CacheFactory | None,
-    geometry: CacheGeometry,
-    profile: Profile | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> KVCache:
-    """A fresh cache for one run.
-
-    Args:
-        kv_cache: policy, by default everything is kept; or a factory, which plans for itself.
-        geometry: the run.
-        profile: what the policy plans with.
-        dtype: of keys and values.
-        device: where they live.
-
-    Raises:
-        InvalidInput: ``kv_cache`` is neither; a :class:`BudgetError` or :class:`ProfileError` where it cannot plan.
-    """
-    policy: Any = Full() if kv_cache is None else kv_cache
-    if isinstance(policy, Policy):
-        return KVCache(policy.plan(geometry, profile), policy, dtype=dtype, device=device)
-    if isinstance(policy, (type, KVCache)) or not callable(policy):
-        raise InvalidInput(f"kv_cache must be a policy such as ScaleKV(budget='10%'), got {policy!r:.80}.")
-    opened: KVCache = policy(geometry, dtype=dtype, device=device)
-    return opened
 
 
 def resolve_profile(

@@ -9,13 +9,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from typing_extensions import Self
 
+from scalekv.cache import CacheFactory, open_cache
+from scalekv.models.infinity import BSQAutoencoder, InfinityScheduler, InfinityTransformer
 from scalekv.models.infinity.generation import generate
 from scalekv.models.infinity.rope import rope_tables
 from scalekv.pipelines import arguments, folders, steps
-from scalekv.pipelines.base import NextScalePipeline
-from scalekv.pipelines.caching import CacheFactory, ProfileLike, open_cache, resolve_profile
+from scalekv.pipelines.base import NextScalePipeline, one_call
+from scalekv.pipelines.caching import ProfileLike, resolve_profile
 from scalekv.pipelines.images import to_output
 from scalekv.pipelines.output import InfinityPipelineOutput
 from scalekv.pipelines.progress import watcher
@@ -26,6 +29,12 @@ StepCallback = Callable[["InfinityPipeline", int, int, dict[str, Tensor]], dict[
 
 class InfinityPipeline(NextScalePipeline):
     """Text to image with an Infinity transformer.
+
+    Folders and hub repositories are loaded by :func:`scalekv.load_pipeline` or ``InfinityPipeline.from_pretrained``;
+    ``DiffusionPipeline.from_pretrained`` looks for the class among those of diffusers and does not find it.
+
+    ``InfinityPipeline.from_pipe(pipeline)`` makes a second pipeline on the same weights. ``InfinityPipeline(
+    **pipeline.components)`` does too, but leaves ``model_name`` and ``profile`` behind; pass and set them.
 
     Args:
         transformer: an ``InfinityTransformer``.
@@ -47,11 +56,11 @@ class InfinityPipeline(NextScalePipeline):
 
     def __init__(
         self,
-        transformer: Any,
-        vae: Any,
-        scheduler: Any,
-        text_encoder: Any = None,
-        tokenizer: Any = None,
+        transformer: InfinityTransformer,
+        vae: BSQAutoencoder,
+        scheduler: InfinityScheduler,
+        text_encoder: T5EncoderModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         model_name: str | None = None,
     ) -> None:
         super().__init__()
@@ -79,6 +88,31 @@ class InfinityPipeline(NextScalePipeline):
         return cls(**components_from_files(transformer, vae, model, text_encoder, dtype, patchify, ema))
 
     @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str],
+        positive_prompt: str | None = None,
+        device: torch.device | str | None = None,
+    ) -> list[Tensor]:
+        """Text features of prompts, to be passed as ``prompt_embeds`` or ``negative_prompt_embeds``.
+
+        Args:
+            prompt: one or several texts; longer ones than the encoder reads are cut, with a warning.
+            positive_prompt: text that is appended to prompts about people.
+            device: where they are encoded; default that of the pipeline.
+
+        Returns:
+            One (tokens, text channels) float32 tensor per prompt.
+
+        Raises:
+            InvalidInput: no text, or a pipeline without a text encoder.
+        """
+        place = self._execution_device if device is None else torch.device(device)
+        texts = steps.prompts_of(prompt, None, self.transformer.config.text_channels, positive_prompt)
+        return steps.encode(self, texts, place).features
+
+    @torch.no_grad()
+    @one_call
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
@@ -135,7 +169,8 @@ class InfinityPipeline(NextScalePipeline):
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see :class:`InfinityPipelineOutput`.
             return_dict: ``False`` returns the tuple (images, cache report).
             callback_on_step_end: called after each segment with (pipeline, segment index, segment index, tensors);
-                ``"latents"`` in the dict that it returns replace those of the run.
+                ``"latents"`` in the dict that it returns replace those of the run, in their type. It ends the run by
+                ``pipeline.stop()``.
             callback_on_step_end_tensor_inputs: which tensors it gets: ``"latents"``, the codes summed so far (images,
                 codebook bits, latent height, latent width), which decode to a full-size preview at any time, and
                 ``"logits"`` (images, tokens, 2 x token bits), from which the segment was drawn.
@@ -152,7 +187,7 @@ class InfinityPipeline(NextScalePipeline):
             ProfileError: the profile is for another model.
         """
         # 1. Check the arguments.
-        started, self._interrupt = time.perf_counter(), False
+        started = time.perf_counter()
         config, device = self.transformer.config, self._execution_device
         resolved = steps.resolve_size(self.scheduler, height, width, size, aspect_ratio)
         sampling = steps.sampling_settings(
@@ -172,7 +207,8 @@ class InfinityPipeline(NextScalePipeline):
         forced = arguments.check_tensors("forced_bits", forced_bits)
         forced_mask = arguments.check_mask(forced_mask)
         arguments.check_choice("output_type", output_type, arguments.OUTPUT_TYPES)
-        arguments.check_tensor_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        names = callback_on_step_end_tensor_inputs
+        arguments.check_callback(callback_on_step_end, names, self._callback_tensor_inputs)
 
         # 2. Plan the cache: all memory is known from here on.
         geometry = self.cache_geometry(resolved.schedule, len(prompts) * copies, 2 if sampling.guided else 1)
@@ -203,7 +239,7 @@ class InfinityPipeline(NextScalePipeline):
                     generator=generators,
                     forced_bits=forced,
                     forced_mask=forced_mask,
-                    on_segment=watcher(self, cache, bar, callback_on_step_end, callback_on_step_end_tensor_inputs),
+                    on_segment=watcher(self, cache, bar, callback_on_step_end, names),
                 )
 
             # 5. Decode, without the text that the layers held.

@@ -83,14 +83,10 @@ def resolve_size(scheduler: Any, height: Any, width: Any, size: str | None, aspe
     height = None if height is None else check_count("height", height)
     width = None if width is None else check_count("width", width)
     resolved: ResolvedSize = scheduler.resolve(size=size, height=height, width=width, aspect=aspect_of(aspect_ratio))
-    if height is not None and not resolved.exact:
-        logger.warning(
-            "This model does not draw %d x %d (width x height); drawing the nearest, %d x %d.",
-            width,
-            height,
-            resolved.width,
-            resolved.height,
-        )
+    if not resolved.exact:
+        asked = f"{width} x {height} (width x height)" if height is not None else f"the aspect ratio {aspect_ratio}"
+        drawn = f"{resolved.width} x {resolved.height}"
+        logger.warning("This model does not draw %s; drawing the nearest, %s.", asked, drawn)
     return resolved
 
 
@@ -105,6 +101,8 @@ def prompts_of(prompt: Any, prompt_embeds: Any, channels: int, positive_prompt: 
         raise InvalidInput(f"Give prompt or prompt_embeds, got {given}.")
     if prompt is None:
         return [*check_features("prompt_embeds", prompt_embeds, channels)]
+    if positive_prompt is not None:
+        (positive_prompt,) = check_texts("positive_prompt", [positive_prompt])
     return [with_positive_prompt(text, positive_prompt) for text in check_texts("prompt", prompt)]
 
 
@@ -127,8 +125,10 @@ def negatives_of(negative: Any, embeds: Any, channels: int, prompts: int) -> lis
     return listed * prompts if len(listed) == 1 else listed
 
 
-def encode(pipeline: Any, texts: Sequence[Text], device: torch.device) -> EncodedText:
-    """Features of ``texts``; those that are features already are passed on.
+def encode(
+    pipeline: Any, texts: Sequence[Text], device: torch.device, name: str = "Prompt", first: int = 0
+) -> EncodedText:
+    """Features of ``texts``; those that are features already are passed on. ``name`` and ``first`` are for warnings.
 
     Raises:
         InvalidInput: a text, and a pipeline without a text encoder.
@@ -146,22 +146,30 @@ def encode(pipeline: Any, texts: Sequence[Text], device: torch.device) -> Encode
         pipeline.text_encoder,
         max_length=pipeline.transformer.config.text_maxlen,
         device=device,
+        name=name,
+        first=first,
     )
 
 
 def encode_negatives(
     pipeline: Any, negatives: Sequence[Text] | None, prompts: Sequence[Tensor], device: torch.device
 ) -> list[Tensor] | None:
-    """Features to guide away from; an empty text among others is the learned rows, as many as its prompt has."""
+    """Features to guide away from; an empty text among others is the learned rows, as many as its prompt has.
+
+    Equal texts are encoded once.
+    """
     if negatives is None:
         return None
-    learned = pipeline.transformer.cfg_uncond
-    return [
-        learned[: len(prompt)].to(device, prompt.dtype)
-        if isinstance(negative, str) and not negative
-        else encode(pipeline, [negative], device).features[0]
-        for negative, prompt in zip(negatives, prompts, strict=True)
-    ]
+    learned, known, found = pipeline.transformer.cfg_uncond, {}, []
+    for place, (negative, prompt) in enumerate(zip(negatives, prompts, strict=True)):
+        if isinstance(negative, str) and not negative:
+            found.append(learned[: len(prompt)].to(device, prompt.dtype))
+            continue
+        key = negative if isinstance(negative, str) else id(negative)
+        if key not in known:
+            known[key] = encode(pipeline, [negative], device, "Negative prompt", place).features[0]
+        found.append(known[key])
+    return found
 
 
 def repeat(rows: Sequence[Tensor] | None, copies: int) -> list[Tensor] | None:

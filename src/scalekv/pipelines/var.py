@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from scalekv.cache import CacheFactory, open_cache
+from scalekv.models.var import VARScheduler, VARTransformer, VQAutoencoder
 from scalekv.models.var.classes import ClassNames, imagenet_names
 from scalekv.models.var.generation import generate
 from scalekv.models.var.sampling import draw_classes
 from scalekv.pipelines import arguments, classes, folders
-from scalekv.pipelines.base import NextScalePipeline
-from scalekv.pipelines.caching import CacheFactory, ProfileLike, open_cache, resolve_profile
+from scalekv.pipelines.base import NextScalePipeline, one_call
+from scalekv.pipelines.caching import ProfileLike, resolve_profile
 from scalekv.pipelines.images import to_output
 from scalekv.pipelines.output import VARPipelineOutput
 from scalekv.pipelines.progress import watcher
@@ -28,6 +30,12 @@ Classes = int | str | Sequence[int | str] | Tensor | None
 
 class VARPipeline(NextScalePipeline):
     """Class to image with a VAR transformer.
+
+    Folders and hub repositories are loaded by :func:`scalekv.load_pipeline` or ``VARPipeline.from_pretrained``;
+    ``DiffusionPipeline.from_pretrained`` looks for the class among those of diffusers and does not find it.
+
+    ``VARPipeline.from_pipe(pipeline)`` makes a second pipeline on the same weights. ``VARPipeline(
+    **pipeline.components)`` does too, but leaves ``model_name``, ``profile`` and ``class_names`` behind.
 
     Args:
         transformer: a ``VARTransformer``.
@@ -45,8 +53,11 @@ class VARPipeline(NextScalePipeline):
     """
 
     model_cpu_offload_seq = "transformer->vae"
+    _carried: ClassVar[tuple[str, ...]] = ("profile", "class_names")
 
-    def __init__(self, transformer: Any, vae: Any, scheduler: Any, model_name: str | None = None) -> None:
+    def __init__(
+        self, transformer: VARTransformer, vae: VQAutoencoder, scheduler: VARScheduler, model_name: str | None = None
+    ) -> None:
         super().__init__()
         folders.check_var_partners(transformer, vae, scheduler)
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
@@ -83,6 +94,7 @@ class VARPipeline(NextScalePipeline):
         return cls(**var_components_from_files(transformer, vae, model, dtype, patch_nums, num_heads))
 
     @torch.no_grad()
+    @one_call
     def __call__(
         self,
         class_labels: Classes = None,
@@ -122,7 +134,8 @@ class VARPipeline(NextScalePipeline):
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see :class:`VARPipelineOutput`.
             return_dict: ``False`` returns the tuple (images, cache report).
             callback_on_step_end: called after each segment with (pipeline, segment index, segment index, tensors);
-                ``"latents"`` in the dict that it returns replace those of the run.
+                ``"latents"`` in the dict that it returns replace those of the run, in their type. It ends the run by
+                ``pipeline.stop()``.
             callback_on_step_end_tensor_inputs: which tensors it gets: ``"latents"``, the latent so far (images, latent
                 channels, latent height, latent width), which decodes to a full-size preview at any time, and
                 ``"logits"`` (images, tokens, vocabulary), guided and not yet filtered.
@@ -139,7 +152,7 @@ class VARPipeline(NextScalePipeline):
             ProfileError: the profile is for another model.
         """
         # 1. Check the arguments.
-        started, self._interrupt = time.perf_counter(), False
+        started = time.perf_counter()
         device, schedule = self._execution_device, self.scheduler.segments
         config = self.transformer.config
         sampling = classes.sampling_settings(
@@ -157,7 +170,8 @@ class VARPipeline(NextScalePipeline):
         forced = arguments.check_tensors("forced_tokens", forced_tokens)
         forced_mask = arguments.check_mask(forced_mask)
         arguments.check_choice("output_type", output_type, arguments.OUTPUT_TYPES)
-        arguments.check_tensor_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        names = callback_on_step_end_tensor_inputs
+        arguments.check_callback(callback_on_step_end, names, self._callback_tensor_inputs)
 
         # 2. Plan the cache: all memory is known from here on.
         geometry = self.cache_geometry(schedule, images, 2 if sampling.guided else 1)
@@ -181,7 +195,7 @@ class VARPipeline(NextScalePipeline):
                     generator=generators,
                     forced_tokens=forced,
                     forced_mask=forced_mask,
-                    on_segment=watcher(self, cache, bar, callback_on_step_end, callback_on_step_end_tensor_inputs),
+                    on_segment=watcher(self, cache, bar, callback_on_step_end, names),
                 )
 
             # 4. Decode.

@@ -38,6 +38,8 @@ def encode_prompts(
     text_encoder: Any,
     max_length: int = 512,
     device: torch.device | str | None = None,
+    name: str = "Prompt",
+    first: int = 0,
 ) -> EncodedText:
     """Encode every prompt by itself, so that its features do not depend on its neighbours.
 
@@ -49,6 +51,8 @@ def encode_prompts(
         text_encoder: a ``T5EncoderModel``, in any dtype.
         max_length: tokens after which a prompt is cut, with a warning.
         device: where the encoder runs; default where its weights are.
+        name: what warnings call a prompt.
+        first: the number that they give the first one.
     """
     device = text_encoder.device if device is None else device
     features, truncated = [], []
@@ -61,8 +65,9 @@ def encode_prompts(
         if length == max_length and _tokens(prompt, tokenizer) > max_length:
             truncated.append(index)
             logger.warning(
-                "Prompt %d is longer than the %d tokens the text encoder reads; its end was cut: %r",
-                index,
+                "%s %d is longer than the %d tokens the text encoder reads; its end was cut: %r",
+                name,
+                first + index,
                 max_length,
                 prompt[-60:],
             )
