@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.helpers import draw, seeded
+from pipelines.helpers import draw, quiet_pipeline, seeded
 from scalekv.cache import KVCache
 from scalekv.errors import BudgetError, InvalidInput, ProfileError
 from scalekv.pipelines import InfinityPipeline
@@ -79,9 +79,31 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"callback_on_step_end_tensor_inputs": ["noise"]},
         "callback_on_step_end_tensor_inputs must be one of latents, logits, got 'noise'",
     ),
+    "callback": ({"callback_on_step_end": "stop"}, "callback_on_step_end must be a function, got 'stop'"),
+    "no callback tensors": ({"callback_on_step_end_tensor_inputs": None}, "must be a list of names, got None"),
+    "one callback tensor": ({"callback_on_step_end_tensor_inputs": "latents"}, "must be a list of names"),
+    "features of nothing": (
+        {"prompt": None, "prompt_embeds": [torch.full((3, 128), NAN)]},
+        "prompt_embeds holds numbers that are not finite",
+    ),
+    "endless negative": (
+        {"negative_prompt_embeds": [torch.full((3, 128), float("inf"))]},
+        "negative_prompt_embeds holds numbers that are not finite",
+    ),
+    "half a character": ({"prompt": "a \ud83e fox"}, r"prompt is no valid text: character 3 is half of a surrogate"),
+    "half a negative": ({"negative_prompt": "\ud83e"}, "negative_prompt is no valid text"),
+    "half an addition": ({"positive_prompt": "\ud83e"}, "positive_prompt is no valid text"),
+    "number to add": ({"positive_prompt": 3}, "positive_prompt must be a text"),
+    "tiny temperature": ({"temperature": 1e-40}, "temperature must lie between 1e-06 and 1e.06, or logits overflow"),
+    "huge temperature": ({"temperature": [1e30] * 10}, "temperature must lie between"),
+    "huge guidance": ({"guidance_scale": 1e308}, "guidance_scale must lie between -1e.06 and 1e.06, or logits"),
+    "endless guidance": ({"guidance_scale": 10**400}, "guidance_scale must be a number"),
+    "endless top_p": ({"top_p": 10**400}, "top_p must lie between"),
     "policy class": ({"kv_cache": SlidingWindow}, r"kv_cache must be a policy such as ScaleKV\(budget='10%'\)"),
     "policy name": ({"kv_cache": "scalekv"}, "kv_cache must be a policy such as"),
     "bits of another shape": ({"forced_bits": [torch.zeros(1, 2, 2, 16)]}, "Forced bits of segment 0 are"),
+    "bits without a batch": ({"forced_bits": [torch.zeros(1, 16)]}, r"are \(1, 16\), expected \(1, 1, 1, 16\)"),
+    "bits of nothing": ({"forced_bits": [torch.full((1, 1, 1, 16), NAN)]}, "must be whole numbers from 0 to 1"),
     "too many bits": ({"forced_bits": [torch.zeros(1, 1, 1, 16)] * 11}, "Got forced bits for 11 segments"),
     "bits that are no tensors": ({"forced_bits": [[1]]}, "forced_bits must be a list of tensors"),
     "profile of another type": ({"profile": 3}, "profile must be a Profile, its file or a known name, got int"),
@@ -136,3 +158,11 @@ def test_used_caches_are_not_taken(pipeline: InfinityPipeline) -> None:
 )
 def test_aspect_ratios_are_width_to_height(said: Any, ratio: float | None) -> None:
     assert aspect_of(said) == pytest.approx(ratio)
+
+
+def test_weights_that_overflow_are_said() -> None:
+    pipeline = quiet_pipeline()
+    with torch.no_grad():
+        pipeline.transformer.word_embed.weight.fill_(NAN)
+    with pytest.raises(InvalidInput, match="The network's numbers are not finite; use bfloat16 or float32 weights"):
+        draw(pipeline)

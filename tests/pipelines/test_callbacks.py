@@ -136,3 +136,71 @@ def test_a_failing_decoder_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch
 def test_latents_of_another_shape_are_refused(pipeline: InfinityPipeline) -> None:
     with pytest.raises(InvalidInput, match=r"latents from callback_on_step_end must have shape \(1, 16, 16, 16\)"):
         draw(pipeline, callback_on_step_end=lambda *_: {"latents": torch.zeros(1)})
+
+
+def test_latents_returned_while_stopping_count(pipeline: InfinityPipeline) -> None:
+    def clear(owner: InfinityPipeline, step: int, _: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if step == 3:
+            owner.stop()
+            return {"latents": torch.zeros_like(tensors["latents"])}
+        return {}
+
+    result = draw(pipeline, callback_on_step_end=clear, output_type="latent")
+    assert result.interrupted
+    assert not result.images.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_replaced_latents_keep_the_type_of_the_run(pipeline: InfinityPipeline, dtype: torch.dtype) -> None:
+    def round_them(_: Any, step: int, __: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"latents": tensors["latents"].to(dtype)}
+
+    assert draw(pipeline, callback_on_step_end=round_them, output_type="latent").images.dtype == torch.float32
+
+
+@pytest.mark.parametrize("answer", [torch.zeros(1, 16, 16, 16), True, False, [], "stop"], ids=lambda one: type(one))
+def test_answers_that_are_no_dict_are_refused(pipeline: InfinityPipeline, answer: Any) -> None:
+    with pytest.raises(InvalidInput, match="callback_on_step_end must return a dict such as .* or None, got"):
+        draw(pipeline, callback_on_step_end=lambda *_: answer)
+
+
+def test_the_shape_counts_where_latents_were_not_asked_for(pipeline: InfinityPipeline) -> None:
+    options = {"callback_on_step_end_tensor_inputs": []}
+    with pytest.raises(InvalidInput, match="must have shape"):
+        draw(pipeline, callback_on_step_end=lambda *_: {"latents": torch.zeros(1)}, **options)
+    nothing = torch.full((1, 16, 16, 16), torch.nan)
+    with pytest.raises(InvalidInput, match="not finite"):
+        draw(pipeline, callback_on_step_end=lambda *_: {"latents": nothing}, **options)
+
+
+def test_a_call_inside_a_callback_has_a_switch_of_its_own(pipeline: InfinityPipeline) -> None:
+    inner: list[Any] = []
+
+    def stop_then_draw(owner: InfinityPipeline, step: int, _: int, __: dict[str, Tensor]) -> None:
+        if step == 3:
+            owner.stop()
+            inner.append(draw(owner))
+
+    assert draw(pipeline, callback_on_step_end=stop_then_draw).interrupted
+    assert not inner[0].interrupted
+
+    def stop_inside(owner: InfinityPipeline, step: int, _: int, __: dict[str, Tensor]) -> None:
+        if step == 3:
+            inner.append(draw(owner, callback_on_step_end=lambda one, *_: one.stop()))
+            with pytest.raises(InvalidInput):
+                draw(owner, callback_on_step_end=lambda one, *_: one.stop() or 1)
+
+    assert not draw(pipeline, callback_on_step_end=stop_inside).interrupted
+    assert inner[1].interrupted
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_hooks_are_freed_at_the_end(fails: bool, pipeline: InfinityPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[bool] = []
+    monkeypatch.setattr(pipeline, "maybe_free_model_hooks", lambda: freed.append(True))
+    if fails:
+        with pytest.raises(RuntimeError, match="from the callback"):
+            draw(pipeline, callback_on_step_end=Fails(RuntimeError("from the callback")))
+    else:
+        draw(pipeline)
+    assert freed == [True]

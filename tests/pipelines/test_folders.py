@@ -95,6 +95,55 @@ def test_the_profile_travels_with_the_folder(tmp_path: Path) -> None:
     assert load_pipeline(tmp_path / "p").profile == pipeline.profile
 
 
+def test_an_older_profile_does_not_stay(tmp_path: Path) -> None:
+    pipeline = quiet_pipeline()
+    pipeline.profile = Profile("tiny", 6, 4, pipeline.scheduler.resolve().schedule, roles={2: (0, 1)})
+    pipeline.save_pretrained(tmp_path / "p")
+    pipeline.profile = None
+    pipeline.save_pretrained(tmp_path / "p")
+    assert not (tmp_path / "p" / "profile.json").exists()
+
+
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "300KB"}], ids=["whole", "sharded"])
+@pytest.mark.parametrize("options", [{}, {"dtype": "float32"}], ids=["stored", "float32"])
+def test_variants_return(
+    shards: dict[str, Any], options: dict[str, Any], pipeline: InfinityPipeline, tmp_path: Path
+) -> None:
+    pipeline.save_pretrained(tmp_path / "p", variant="fp16", **shards)
+    again = load_pipeline(tmp_path / "p", variant="fp16", **options)
+    again.set_progress_bar_config(disable=True)
+    assert equal(draw(pipeline), draw(again))
+    with pytest.raises(
+        CheckpointError, match=r"holds only weights of the variant fp16; ask for one \(variant='fp16'\)"
+    ):
+        load_pipeline(tmp_path / "p")
+
+
+def test_variants_are_checked(pipeline: InfinityPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path / "p", variant="fp16")
+    weights = tmp_path / "p" / "vae" / "diffusion_pytorch_model.fp16.safetensors"
+    rewrite(weights, lambda state: state.pop("decoder.conv_in.conv.weight"))
+    with pytest.raises(CheckpointError, match="it lacks 1: decoder.conv_in.conv.weight"):
+        load_pipeline(tmp_path / "p", variant="fp16")
+
+
+def test_parts_without_the_variant_are_taken_as_they_are(saved: Path, folder: Path, pipeline: InfinityPipeline) -> None:
+    shutil.rmtree(folder / "transformer")
+    pipeline.transformer.save_pretrained(folder / "transformer", variant="fp16")
+    again = InfinityPipeline.from_pretrained(folder, variant="fp16")
+    again.set_progress_bar_config(disable=True)
+    assert equal(draw(pipeline), draw(again))
+
+
+@pytest.mark.parametrize("options", [{"safe_serialization": False}, {"use_flashpack": True}], ids=str)
+def test_other_formats_are_refused_when_saving(
+    options: dict[str, Any], pipeline: InfinityPipeline, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInput, match="saved as safetensors only"):
+        pipeline.save_pretrained(tmp_path / "p", **options)
+    assert not (tmp_path / "p").exists()
+
+
 def test_the_profile_of_a_known_model_is_built_in(saved: Path) -> None:
     from scalekv.models.catalog import model_spec
     from scalekv.models.infinity.schedules import schedule_for

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from pipelines.helpers import draw, equal, quiet_pipeline, seeded
-from scalekv.models.infinity import InfinityScheduler
+from scalekv.errors import InvalidInput
+from scalekv.models.infinity import BSQAutoencoder, InfinityScheduler, InfinityTransformer
 from scalekv.pipelines import InfinityPipeline, InfinityPipelineOutput
 from scalekv.planning import Profile
 from scalekv.policies import Full, ScaleKV, SlidingWindow
@@ -140,6 +141,34 @@ def test_features_instead_of_a_prompt(pipeline: InfinityPipeline) -> None:
     assert equal(steered, draw(pipeline, negative_prompt="blue"))
 
 
+def test_encoded_prompts_are_features(pipeline: InfinityPipeline) -> None:
+    (fox,) = pipeline.encode_prompt("a fox")
+    assert (fox.ndim, fox.shape[1], fox.requires_grad) == (2, 128, False)
+    blue = pipeline.encode_prompt(["blue"])
+    assert equal(draw(pipeline), draw(pipeline, prompt_embeds=[fox]))
+    steered = draw(pipeline, prompt_embeds=[fox], negative_prompt_embeds=blue)
+    assert equal(steered, draw(pipeline, negative_prompt="blue"))
+    assert torch.equal(pipeline.encode_prompt("a man", "nice")[0], pipeline.encode_prompt("a man nice")[0])
+    with pytest.raises(InvalidInput, match="prompt must be a text"):
+        pipeline.encode_prompt(3)
+    bare = InfinityPipeline.from_pipe(pipeline, text_encoder=None)
+    with pytest.raises(InvalidInput, match="has no text encoder"):
+        bare.encode_prompt("a fox")
+
+
+def test_a_negative_prompt_is_encoded_once(pipeline: InfinityPipeline, caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[int] = []
+    hook = pipeline.text_encoder.register_forward_hook(lambda *_: calls.append(1))
+    endless = "blue " * 100
+    try:
+        with caplog.at_level(logging.WARNING, logger="scalekv"):
+            draw(pipeline, ["a fox", "a house", "a cat"], negative_prompt=["", endless, endless])
+    finally:
+        hook.remove()
+    assert len(calls) == 4
+    assert [one.message[:31] for one in caplog.records] == ["Negative prompt 1 is longer tha"]
+
+
 def test_a_pipeline_without_text_encoder(pipeline: InfinityPipeline) -> None:
     parts = {**pipeline.components, "text_encoder": None, "tokenizer": None}
     bare = InfinityPipeline(**parts)
@@ -201,6 +230,17 @@ def test_another_size_than_asked_for_is_said(sized: InfinityPipeline, caplog: py
     assert "does not draw 250 x 250 (width x height); drawing the nearest, 256 x 256" in caplog.text
 
 
+@pytest.mark.parametrize(("ratio", "said"), [("16:9", True), (1.01, True), ("1:3", False), (1, False)])
+def test_another_ratio_than_asked_for_is_said(
+    ratio: Any, said: bool, sized: InfinityPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="scalekv"):
+        result = draw(sized, aspect_ratio=ratio, guidance_scale=1)
+    height, width = result.images.shape[1:3]
+    expected = f"does not draw the aspect ratio {ratio}; drawing the nearest, {width} x {height}."
+    assert (expected in caplog.text) == said == bool(caplog.records)
+
+
 def test_patchified_tokens() -> None:
     result = draw(quiet_pipeline(patchify=True))
     assert result.images.shape == (1, 256, 256, 3)
@@ -252,6 +292,30 @@ def test_components_are_the_promised_ones(pipeline: InfinityPipeline) -> None:
     again = InfinityPipeline(**pipeline.components)
     again.set_progress_bar_config(disable=True)
     assert equal(draw(pipeline), draw(again))
+
+
+def test_a_pipeline_from_a_pipeline(pipeline: InfinityPipeline) -> None:
+    first = InfinityPipeline(**pipeline.components, model_name="infinity-2b")
+    first.profile = Profile("tiny", 6, 4, pipeline.scheduler.resolve().schedule, roles={2: (0, 1)})
+    first.transformer.head.to(torch.float64)
+    again = InfinityPipeline.from_pipe(first)
+    assert first.transformer.head.weight.dtype == torch.float64
+    first.transformer.head.to(torch.float32)
+    again.set_progress_bar_config(disable=True)
+    assert again.transformer is first.transformer
+    assert (again.profile, again.config.model_name) == (first.profile, "infinity-2b")
+    assert equal(draw(pipeline), draw(again))
+    assert InfinityPipeline.from_pipe(first, model_name=None, text_encoder=None).text_encoder is None
+    with pytest.raises(InvalidInput, match="has no part dtype; it has model_name, scheduler"):
+        InfinityPipeline.from_pipe(first, dtype=torch.float32)
+    with pytest.raises(InvalidInput, match="takes a InfinityPipeline, got a int"):
+        InfinityPipeline.from_pipe(3)
+
+
+def test_parts_are_annotated_with_their_classes() -> None:
+    parts = InfinityPipeline._get_signature_types()
+    assert parts["transformer"] == (InfinityTransformer,)
+    assert (BSQAutoencoder, InfinityScheduler) == (*parts["vae"], *parts["scheduler"])
 
 
 def test_one_seed_makes_one_model() -> None:

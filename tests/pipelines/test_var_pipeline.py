@@ -135,6 +135,41 @@ def test_callbacks_and_stopping(pipeline: VARPipeline) -> None:
     assert not draw(pipeline).interrupted
 
 
+def test_latents_returned_while_stopping_count(pipeline: VARPipeline) -> None:
+    def clear(running: VARPipeline, step: int, _: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if step == 2:
+            running.stop()
+            draw(running)
+        return {"latents": torch.zeros_like(tensors["latents"], dtype=torch.bfloat16)}
+
+    result = draw(pipeline, callback_on_step_end=clear, output_type="latent")
+    assert result.interrupted
+    assert not result.images.any()
+    assert result.images.dtype == torch.float32
+    with pytest.raises(InvalidInput, match="must return a dict"):
+        draw(pipeline, callback_on_step_end=lambda *_: True)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_hooks_are_freed_at_the_end(fails: bool, pipeline: VARPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[bool] = []
+    monkeypatch.setattr(pipeline, "maybe_free_model_hooks", lambda: freed.append(True))
+    if fails:
+        with pytest.raises(InvalidInput, match="must return a dict"):
+            draw(pipeline, callback_on_step_end=lambda *_: 1)
+    else:
+        draw(pipeline)
+    assert freed == [True]
+
+
+def test_a_pipeline_from_a_pipeline(pipeline: VARPipeline) -> None:
+    first = VARPipeline(**pipeline.components, model_name="var-d16")
+    first.class_names = None
+    again = quiet(VARPipeline.from_pipe(first))
+    assert (again.class_names, again.config.model_name) == (None, "var-d16")
+    assert np.array_equal(draw(again).images, draw(pipeline).images)
+
+
 def test_repainting_keeps_what_the_mask_holds(pipeline: VARPipeline) -> None:
     grids = [(side, side) for side in SIDES]
     picture = torch.rand(1, 3, 96, 96, generator=seeded(3)) * 2 - 1
@@ -160,6 +195,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a bool": ({"class_labels": True}, "A class is a number or a name"),
     "floats": ({"class_labels": torch.zeros(2)}, "whole numbers in a row"),
     "guidance": ({"class_labels": 1, "guidance_scale": "strong"}, "guidance_scale must be a number"),
+    "endless guidance": ({"class_labels": 1, "guidance_scale": 1e308}, "guidance_scale must lie between"),
+    "no function": ({"class_labels": 1, "callback_on_step_end": 3}, "callback_on_step_end must be a function"),
     "top_k": ({"class_labels": 1, "top_k": 257}, "the vocabulary of 256, got 257"),
     "top_p": ({"class_labels": 1, "top_p": 2}, "top_p must lie between 0"),
     "copies": ({"class_labels": 1, "num_images_per_class": 0}, "num_images_per_class must be"),
@@ -206,6 +243,14 @@ def official_files(pipeline: VARPipeline, folder: Path) -> tuple[Path, Path]:
     levels = torch.cat([torch.full((side * side,), step) for step, side in enumerate(SIDES)])[None]
     state = {**pipeline.transformer.state_dict(), "lvl_1L": levels}
     return write_pth(folder / "t.pth", state), write_pth(folder / "v.pth", pipeline.vae.state_dict())
+
+
+def test_variants_and_formats(pipeline: VARPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path / "model", variant="fp16")
+    again = quiet(load_pipeline(tmp_path / "model", variant="fp16"))
+    assert np.array_equal(draw(again).images, draw(pipeline).images)
+    with pytest.raises(InvalidInput, match="safetensors only"):
+        pipeline.save_pretrained(tmp_path / "model", safe_serialization=False)
 
 
 def test_official_files_to_a_folder(pipeline: VARPipeline, tmp_path: Path) -> None:
