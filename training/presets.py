@@ -20,6 +20,8 @@ class TokenizerRecipe:
     bits: int = 16
     base_channels: int = 32
     multipliers: tuple[int, ...] = (1, 1, 2, 4)
+    decoder_multipliers: tuple[int, ...] | None = None
+    """Channels of the decoder's levels; None for those of the encoder."""
     res_blocks: int = 1
     commitment: float = 4.0
     """Weight of the squared distance from latent to codes beyond ``slack``; closer than that it is free to move."""
@@ -36,6 +38,20 @@ TOKENIZERS = {
         res_blocks=2,
     ),
 }
+
+
+POLISHES = {
+    "cpu": TokenizerRecipe(
+        Plan(steps=1500, batch=16, rate=1e-3, muon=2e-3, warmup=30, average=0.995, final_rate=0.02), early_stop=0.05
+    ),
+    "gpu": TokenizerRecipe(
+        Plan(steps=6000, batch=64, rate=1e-3, muon=2e-3, warmup=100, average=0.999, sheet_every=2000),
+        multipliers=(1, 2, 4, 4),
+        res_blocks=2,
+        early_stop=0.05,
+    ),
+}
+"""Recipes that go on with the decoder alone: the bits, and so everything trained on them, stay valid."""
 
 
 def shortened(plan: Plan, steps: int | None) -> Plan:

@@ -1,5 +1,7 @@
 """Train the tokenizer: ``python -m training.tokenizer DATA RUN [--preset cpu]``.
 
+With ``--polish VAE`` the decoder of a trained tokenizer goes on alone: its pictures get better, its bits stay.
+
 The quantiser is the network's own ``encode_latent`` (residual, multi-scale, constant code magnitude); gradients pass it
 straight through.
 """
@@ -21,7 +23,7 @@ from scalekv.models.infinity import BSQAutoencoder
 from scalekv.models.infinity.autoencoder import accumulate
 from training import data
 from training.norms import quicken
-from training.presets import GRIDS, TOKENIZERS, TokenizerRecipe, shortened
+from training.presets import GRIDS, POLISHES, TOKENIZERS, TokenizerRecipe, shortened
 from training.runs import Run, autocast, pick_device, write_json
 from training.sheets import save_pairs
 
@@ -37,7 +39,7 @@ def build(recipe: TokenizerRecipe) -> BSQAutoencoder:
         patch_size=1 << (len(recipe.multipliers) - 1),
         base_channels=recipe.base_channels,
         encoder_multipliers=recipe.multipliers,
-        decoder_multipliers=recipe.multipliers,
+        decoder_multipliers=recipe.decoder_multipliers or recipe.multipliers,
         num_res_blocks=recipe.res_blocks,
     )
 
@@ -55,14 +57,22 @@ class TokenizerTask:
         recipe: sizes and plan.
         folder: pictures from ``training.data``.
         device: where to compute.
+        trained: a tokenizer whose encoder is kept as it is, and whose decoder goes on where it fits.
     """
 
     adam = ("encoder.conv_in", "conv_out")
 
-    def __init__(self, recipe: TokenizerRecipe, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, recipe: TokenizerRecipe, folder: Path, device: torch.device, trained: BSQAutoencoder | None = None
+    ) -> None:
         self.recipe, self.plan, self.device = recipe, recipe.plan, device
         self.network = build(recipe).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         quicken(self.network)
+        if trained is not None:
+            self.network.encoder.load_state_dict(trained.encoder.state_dict())
+            self.network.encoder.requires_grad_(False)
+            if trained.config.decoder_multipliers == self.network.config.decoder_multipliers:
+                self.network.decoder.load_state_dict(trained.decoder.state_dict())
         self.train, self.heldout = data.load(folder, "train"), data.load(folder, "heldout")
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -132,11 +142,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="instead of the preset's")
     parser.add_argument("--until", type=int, help="pause after this step")
     parser.add_argument("--device", help="default: a GPU if there is one")
+    parser.add_argument("--polish", type=Path, metavar="VAE", help="train only the decoder of this tokenizer")
     chosen = parser.parse_args()
-    recipe = TOKENIZERS[chosen.preset]
-    task = TokenizerTask(
-        replace(recipe, plan=shortened(recipe.plan, chosen.steps)), chosen.data, pick_device(chosen.device)
-    )
+    recipe = (TOKENIZERS if chosen.polish is None else POLISHES)[chosen.preset]
+    recipe = replace(recipe, plan=shortened(recipe.plan, chosen.steps))
+    trained = None if chosen.polish is None else BSQAutoencoder.from_pretrained(chosen.polish)
+    task = TokenizerTask(recipe, chosen.data, pick_device(chosen.device), trained)
     run = Run(task, chosen.run)
     run.train(chosen.until)
     if run.stopping:

@@ -1,6 +1,7 @@
 """A run that is killed and started again ends where it would have ended."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,6 +78,14 @@ def test_a_resumed_run_ends_in_the_same_place(kind, request, tmp_path):
     ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 4
+
+
+def test_polishing_leaves_the_encoder_alone(pictures, tmp_path):
+    trained = build_tokenizer(replace(TOKENIZER, plan=replace(PLAN, seed=5)))
+    task = TokenizerTask(TOKENIZER, pictures, CPU, trained)
+    Run(task, tmp_path).train(2)
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, task.network.state_dict()[name]) == name.startswith("encoder"), name
 
 
 def test_another_recipe_is_refused(tokenizer_task, tmp_path):
