@@ -230,14 +230,15 @@ def test_another_size_than_asked_for_is_said(sized: InfinityPipeline, caplog: py
     assert "does not draw 250 x 250 (width x height); drawing the nearest, 256 x 256" in caplog.text
 
 
-@pytest.mark.parametrize(("ratio", "said"), [("16:9", True), (1.01, True), ("1:3", False), (1, False)])
+@pytest.mark.parametrize(("ratio", "said"), [("16:9", True), (1.01, True), (16 / 9, True), ("1:3", False), (1, False)])
 def test_another_ratio_than_asked_for_is_said(
     ratio: Any, said: bool, sized: InfinityPipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="scalekv"):
         result = draw(sized, aspect_ratio=ratio, guidance_scale=1)
     height, width = result.images.shape[1:3]
-    expected = f"does not draw the aspect ratio {ratio}; drawing the nearest, {width} x {height}."
+    shown = f"{ratio:.4g}" if isinstance(ratio, float) else ratio
+    expected = f"does not draw the aspect ratio {shown}; drawing the nearest, {width} x {height}."
     assert (expected in caplog.text) == said == bool(caplog.records)
 
 

@@ -84,10 +84,16 @@ def resolve_size(scheduler: Any, height: Any, width: Any, size: str | None, aspe
     width = None if width is None else check_count("width", width)
     resolved: ResolvedSize = scheduler.resolve(size=size, height=height, width=width, aspect=aspect_of(aspect_ratio))
     if not resolved.exact:
-        asked = f"{width} x {height} (width x height)" if height is not None else f"the aspect ratio {aspect_ratio}"
+        asked = (
+            f"{width} x {height} (width x height)" if height is not None else f"the aspect ratio {_ratio(aspect_ratio)}"
+        )
         drawn = f"{resolved.width} x {resolved.height}"
         logger.warning("This model does not draw %s; drawing the nearest, %s.", asked, drawn)
     return resolved
+
+
+def _ratio(aspect_ratio: Any) -> str:
+    return f"{aspect_ratio:.4g}" if isinstance(aspect_ratio, float) else str(aspect_ratio)
 
 
 def prompts_of(prompt: Any, prompt_embeds: Any, channels: int, positive_prompt: str | None) -> list[Text]:
