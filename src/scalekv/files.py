@@ -16,11 +16,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its name when the block ends well, and vanishes when it does not.
 
     Raises:
-        InvalidInput: the folder does not exist or cannot be written.
+        InvalidInput: the folder does not exist or cannot be written, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix or ".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=path.suffix or ".tmp", dir=path.parent)
     except OSError as error:
         raise InvalidInput(f"Cannot write {path}: {error.strerror or error}; choose a writable place.") from error
     os.close(handle)
@@ -28,6 +28,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _publish(temporary, path)
+    except OSError as error:
+        raise InvalidInput(f"Cannot write {path}: {error.strerror or error}; choose another place.") from error
     finally:
         temporary.unlink(missing_ok=True)
 

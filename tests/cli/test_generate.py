@@ -200,6 +200,34 @@ def test_names(folder: Path) -> None:
     assert len(slug("x" * 500)) == 48
 
 
+def test_names_of_sheets(run: Callable, folder: Path) -> None:
+    for name in ("a-2-compare.png", "d-compare.png"):
+        (folder / name).write_text("mine")
+    (folder / "e-compare.png").mkdir()
+    assert picture_paths(None, ["a"], [2], sheets=True) == [Path("a-2-2.png")]
+    assert picture_paths(None, ["a", "a"], [2, 2]) == [Path("a-2.png"), Path("a-2-2.png")]
+    both = "generate", "x", "x-compare", "--compare", "--seed", "1", "--out", "{prompt}.png"
+    cases = [both, ("generate", "d", "--compare", "--out", "d.png"), ("generate", "e", "--compare", "--out", "e.png")]
+    for words, named in zip(cases, ["x-compare.png", "d-compare.png exists", "it is a folder"], strict=True):
+        before = sorted(folder.iterdir())
+        result = run(*words)
+        assert (result.exit_code, named in result.stderr) == (2, True)
+        assert sorted(folder.iterdir()) == before
+
+
+def test_a_sheet_is_replaced_with_its_picture(run: Callable, folder: Path) -> None:
+    words = "generate", "a", "--compare", "--seed", "1", "--out", "a.png"
+    assert [run(*words).exit_code for _ in range(2)] == [0, 0]
+    assert sorted(path.name for path in folder.iterdir()) == ["a-compare.png", "a.png"]
+
+
+def test_names_as_long_as_the_disk_takes(run: Callable, folder: Path) -> None:
+    assert run("generate", "a", "--out", f"{'x' * 251}.png").exit_code == 0
+    result = run("generate", "a", "--compare", "--out", f"{'x' * 251}.png")
+    assert result.exit_code == 2
+    assert "File name too long; choose another --out." in result.stderr
+
+
 def test_ctrl_c_in_a_shell(folder: Path) -> None:
     words = [sys.executable, "-m", "scalekv", "generate", *["a"] * 40, "--seed", "1"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

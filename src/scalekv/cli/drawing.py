@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalekv._version import __version__
+from scalekv.cli.files import sheet_path
 from scalekv.cli.loading import TINY, TINY_CLASSES
 from scalekv.cli.output import Output
 from scalekv.planning import CacheGeometry, Profile, format_bytes
@@ -171,7 +172,7 @@ class Run:
         for image, path in enumerate(self.request.paths):
             distance = psnr(drawn.images[image], full.images[image])
             sheet = self._sheet(drawn.images[image], drawn.cache, full.images[image], full.cache, distance)
-            target = path.with_name(f"{path.stem}-compare.png")
+            target = sheet_path(path)
             write_png(sheet, target, origins[image])
             comparisons.append({"path": str(target), "psnr_db": distance, "identical": distance == float("inf")})
         return comparisons

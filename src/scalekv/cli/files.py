@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,15 +15,51 @@ NAME_LENGTH = 48
 _FIELDS = ("index", "seed", "prompt")
 
 
+def expanded(text: str | Path) -> Path:
+    """``text`` as a path, a leading ``~`` replaced.
+
+    Raises:
+        InvalidInput: the home folder of a user who is not known.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InvalidInput(f"Cannot use {text}: there is no such home folder; write the path in full.") from error
+
+
+def _mode(path: Path) -> int | None:
+    """The mode of what is at ``path``; ``None`` if nothing is.
+
+    Raises:
+        InvalidInput: nothing can be there: the name is too long, or the folder cannot be entered.
+    """
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInput(f"Cannot write {path}: {reason}; choose another --out.") from error
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder at ``path``.
+
+    Raises:
+        InvalidInput: nothing can be there.
+    """
+    return stat.S_ISDIR(_mode(path) or 0)
+
+
 def check_folder(folder: Path, what: str) -> None:
     """Make sure that ``folder`` exists and takes new files; leaves nothing in it.
 
     Raises:
         InvalidInput: it does not exist, is a file, or cannot be written.
     """
-    if not folder.exists():
+    if _mode(folder) is None:
         raise InvalidInput(f"Cannot write {what}: there is no folder {folder}; make it first, or choose another --out.")
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InvalidInput(f"Cannot write {what}: {folder} is not a folder; choose another --out.")
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -52,7 +90,7 @@ def check_file(path: Path, suffix: str) -> None:
     """
     if path.suffix.lower() != suffix:
         raise InvalidInput(f"--out is {path}; expected a file name that ends in {suffix}.")
-    if path.is_dir():
+    if is_folder(path):
         raise InvalidInput(f"--out is {path}, which is a folder; name a file in it.")
     check_folder(path.absolute().parent, str(path))
 
@@ -68,7 +106,16 @@ def slug(text: str) -> str:
     return name or (words[0][:NAME_LENGTH] if words else "picture")
 
 
-def picture_paths(out: str | None, prompts: Sequence[str], seeds: Sequence[int]) -> list[Path]:
+def sheet_path(picture: Path) -> Path:
+    """Where the comparison sheet of a picture goes."""
+    return picture.with_name(f"{picture.stem}-compare.png")
+
+
+def _files_of(picture: Path, sheets: bool) -> list[Path]:
+    return [picture, sheet_path(picture)] if sheets else [picture]
+
+
+def picture_paths(out: str | None, prompts: Sequence[str], seeds: Sequence[int], sheets: bool = False) -> list[Path]:
     """One path per image; ``prompts`` and ``seeds`` hold one entry per image.
 
     Args:
@@ -77,17 +124,19 @@ def picture_paths(out: str | None, prompts: Sequence[str], seeds: Sequence[int])
             own making never replace a file; a name that was asked for does.
         prompts: texts.
         seeds: seeds.
+        sheets: whether every image gets a comparison sheet too, at :func:`sheet_path`. A sheet replaces a file only
+            together with its picture.
 
     Raises:
-        InvalidInput: another suffix, an unknown field, two images of one name, or a place that cannot be written.
+        InvalidInput: another suffix, an unknown field, two files of one name, a sheet that would replace a file of its
+            own, or a place that cannot be written.
     """
     if out is not None and not out.strip():
         raise InvalidInput("--out is empty; give a folder or a name that ends in .png.")
-    if out is None or out.endswith("/") or Path(out).expanduser().is_dir():
-        folder = Path(out or ".").expanduser()
-        check_folder(folder, "pictures")
-        return _fresh(folder, [f"{slug(prompt)}-{seed}" for prompt, seed in zip(prompts, seeds, strict=True)])
-    path = Path(out).expanduser()
+    path = expanded(out or ".")
+    if out is None or out.endswith("/") or is_folder(path):
+        check_folder(path, "pictures")
+        return _fresh(path, [f"{slug(prompt)}-{seed}" for prompt, seed in zip(prompts, seeds, strict=True)], sheets)
     if path.suffix.lower() != ".png":
         raise InvalidInput(f"--out is {out}; expected a folder that exists or a name that ends in .png.")
     check_folder(path.absolute().parent, str(path))
@@ -100,7 +149,25 @@ def picture_paths(out: str | None, prompts: Sequence[str], seeds: Sequence[int])
         paths.append(path.with_name(_filled(stem, values) + path.suffix))
     if len(set(paths)) < len(paths):
         raise InvalidInput(f"--out {out} gives several images one name; use {{index}} or {{seed}} in it.")
+    _check_places(out, paths, sheets)
     return paths
+
+
+def _check_places(out: str, pictures: Sequence[Path], sheets: bool) -> None:
+    """Refuse names that are folders, and sheets in the place of another picture or of a file that is not theirs."""
+    for file in (file for picture in pictures for file in _files_of(picture, sheets)):
+        if is_folder(file):
+            raise InvalidInput(f"Cannot write {file}: it is a folder; choose another --out.")
+    for picture, sheet in ((one, sheet_path(one)) for one in pictures if sheets):
+        if sheet in pictures:
+            raise InvalidInput(
+                f"--out {out} names a picture {sheet.name}, as the comparison of {picture.name} is; use {{index}} or "
+                f"{{seed}} in it."
+            )
+        if _mode(sheet) is not None and _mode(picture) is None:
+            raise InvalidInput(
+                f"{sheet} exists, and --compare would replace it; move it away, or choose another --out."
+            )
 
 
 def _filled(stem: str, values: Mapping[str, str]) -> str:
@@ -113,13 +180,15 @@ def _filled(stem: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\{(\w*)\}", fill, stem)
 
 
-def _fresh(folder: Path, stems: Sequence[str]) -> list[Path]:
+def _fresh(folder: Path, stems: Sequence[str], sheets: bool) -> list[Path]:
     paths: list[Path] = []
+    taken: set[Path] = set()
     for stem in stems:
         path, number = folder / f"{stem}.png", 1
-        while path.exists() or path in paths:
+        while any(file in taken or _mode(file) is not None for file in _files_of(path, sheets)):
             number += 1
             path = folder / f"{stem}-{number}.png"
+        taken.update(_files_of(path, sheets))
         paths.append(path)
     return paths
 

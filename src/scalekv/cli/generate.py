@@ -152,7 +152,7 @@ def generate(
         model = TINY_CLASSES if model == TINY else model
     name = dtype_from(dtype)
     texts, numbers = [text for text in prompts for _ in range(count)], range(number, number + len(prompts) * count)
-    paths = picture_paths(out, texts, numbers)
+    paths = picture_paths(out, texts, numbers, sheets=compare)
     check_model(model)
     check_subject(model, bool(classes))
     arguments = {**wanted.pipeline_arguments(), **sampling, **without_none(negative_prompt=negative)}
