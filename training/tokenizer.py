@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from scalekv.models.infinity import BSQAutoencoder
 from scalekv.models.infinity.autoencoder import accumulate
@@ -50,6 +50,11 @@ def to_images(pictures: NDArray[np.uint8], device: torch.device) -> Tensor:
     return bytes_.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def shapes(network: nn.Module) -> dict[str, torch.Size]:
+    """Shapes of all weights by name."""
+    return {name: one.shape for name, one in network.state_dict().items()}
+
+
 class TokenizerTask:
     """Pictures through bits and back.
 
@@ -71,7 +76,7 @@ class TokenizerTask:
         if trained is not None:
             self.network.encoder.load_state_dict(trained.encoder.state_dict())
             self.network.encoder.requires_grad_(False)
-            if trained.config.decoder_multipliers == self.network.config.decoder_multipliers:
+            if shapes(trained.decoder) == shapes(self.network.decoder):
                 self.network.decoder.load_state_dict(trained.decoder.state_dict())
         self.train, self.heldout = data.load(folder, "train"), data.load(folder, "heldout")
 

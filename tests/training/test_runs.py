@@ -83,6 +83,8 @@ def test_a_resumed_run_ends_in_the_same_place(kind, request, tmp_path):
 def test_polishing_leaves_the_encoder_alone(pictures, tmp_path):
     trained = build_tokenizer(replace(TOKENIZER, plan=replace(PLAN, seed=5)))
     task = TokenizerTask(TOKENIZER, pictures, CPU, trained)
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, task.network.state_dict()[name]), name
     Run(task, tmp_path).train(2)
     for name, value in trained.state_dict().items():
         assert torch.equal(value, task.network.state_dict()[name]) == name.startswith("encoder"), name
