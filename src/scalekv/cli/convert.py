@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +9,9 @@ from typing import Annotated
 import typer
 
 from scalekv.cli.files import check_new_folder
-from scalekv.cli.options import Dtype, Json, Quiet, dtype_from, option
+from scalekv.cli.options import Dtype, Json, Quiet, dtype_from, option, parse_bytes_option
 from scalekv.cli.output import Output, quiet_libraries
-from scalekv.errors import CheckpointError, InvalidInput
+from scalekv.errors import CheckpointError
 from scalekv.models.catalog import model_names, model_spec
 
 
@@ -46,8 +45,7 @@ def convert(
     output, begin = Output(json=json, quiet=quiet), time.perf_counter()
     name = dtype_from(dtype)
     known = None if model is None else model_spec(model).name
-    if re.fullmatch(r"[0-9.]+\s*[KMGT]B", max_shard_size, re.IGNORECASE) is None:
-        raise InvalidInput(f"--max-shard-size is {max_shard_size!r}; write a number and a unit, such as '5GB'.")
+    shard_bytes = parse_bytes_option("--max-shard-size", max_shard_size) or 0
     for what, path in (("transformer", source), ("VAE", vae)):
         if not path.exists():
             raise CheckpointError(f"There is no {what} at {path}; give the downloaded file or folder.")
@@ -67,7 +65,7 @@ def convert(
             dtype=name,
             patchify=patchify,
             ema=ema,
-            max_shard_size=max_shard_size,
+            max_shard_size=shard_bytes,
             overwrite=overwrite,
         )
         seconds = time.perf_counter() - begin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -23,6 +24,11 @@ from scalekv.errors import InvalidInput
 
 OK, BUG, INVALID, OUT_OF_MEMORY, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes. Memory has its own, so that a script can try again with a smaller budget."""
+
+WIDE = 1000
+"""Characters of a line where no person reads: lines of a file or a pipe are never broken."""
+
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 _CLICK_ERRORS = tuple(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -71,9 +77,12 @@ class Output:
         if self.json or self.quiet:
             return
         console = Console(file=self.stdout, highlight=False)
+        if not console.is_terminal:
+            console.width = WIDE
         table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, padding=(0, 2, 0, 0))
         for index, name in enumerate(columns):
-            table.add_column(Text(name), justify="left" if index in left else "right", header_style="bold")
+            side: Any = "left" if index in left else "right"
+            table.add_column(Text(name), justify=side, header_style="bold", overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         with console.capture() as captured:
@@ -207,6 +216,11 @@ def exit_code_of(error: BaseException) -> tuple[int, str] | None:
         return INVALID, f"{sentence}. See '{path} --help'."
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         return INTERRUPTED, "Interrupted; nothing half-written is left behind."
+    if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+        return (
+            INVALID,
+            f"Cannot write {error.filename or 'the output'}: {error.strerror}; make room or write elsewhere.",
+        )
     if _is_out_of_memory(error):
         return OUT_OF_MEMORY, (
             "Out of memory; give a smaller --budget, --size or -n, and see what will be needed with 'scalekv plan'."
@@ -226,7 +240,8 @@ def report(error: BaseException, wants_json: bool) -> int:
     code, sentence = known
     sentence = " ".join(sentence.split())
     if wants_json:
-        sys.stdout.write(as_json({"error": sentence}) + "\n")
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.write(as_json({"error": sentence}) + "\n")
+            sys.stdout.flush()
     sys.stderr.write(f"{sentence if code == INTERRUPTED else 'Error: ' + sentence}\n")
     return code

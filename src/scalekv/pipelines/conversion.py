@@ -27,7 +27,7 @@ def convert(
     dtype: torch.dtype | str | None = None,
     patchify: bool | None = None,
     ema: bool = False,
-    max_shard_size: str = "5GB",
+    max_shard_size: int | str = "5GB",
     overwrite: bool = False,
 ) -> Path:
     """Write official Infinity or VAR files as a pipeline folder that :func:`load_pipeline` reads.
@@ -46,7 +46,7 @@ def convert(
         dtype: of the transformer's blocks and the text encoder in the folder; default as stored.
         patchify: whether a token covers 2 x 2 latent pixels; default from the tokenizer's width.
         ema: take the averaged weights of a fine-tuning checkpoint.
-        max_shard_size: largest file of the transformer.
+        max_shard_size: largest file of the transformer, in bytes or as text such as ``"5GB"``.
         overwrite: replace an existing pipeline folder.
 
     Returns:

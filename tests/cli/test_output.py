@@ -1,0 +1,41 @@
+"""What reaches standard output and standard error when nobody reads at a terminal, or nothing can be written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FULL = Path("/dev/full")
+
+
+def scalekv(*words: str, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scalekv", *words]
+    return subprocess.run(command, check=False, text=True, stderr=subprocess.PIPE, **options)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("words", [["methods"], ["methods", "--json"]], ids=" ".join)
+def test_a_full_disk_is_one_sentence(words):
+    with FULL.open("w") as nowhere:
+        found = scalekv(*words, stdout=nowhere)
+    assert found.returncode == 2
+    assert found.stderr.startswith("Error: Cannot write the output:")
+    assert found.stderr.count("\n") == 1
+
+
+def test_lines_of_a_pipe_are_never_broken(run, monkeypatch):
+    wide = run("plan", "--table", "--memory", "24GB").stdout
+    monkeypatch.setenv("COLUMNS", "40")
+    assert run("plan", "--table", "--memory", "24GB").stdout == wide
+    assert "largest batch in 24GB" in wide
+
+
+@pytest.mark.parametrize("size", ["....KB", "0GB", "5", "lots"])
+def test_shard_sizes_are_read_like_all_bytes(run, folder, size):
+    result = run("convert", "missing.pth", "--vae", "missing.pth", "--out", "made", "--max-shard-size", size)
+    assert result.exit_code == 2
+    assert size in result.stderr
+    assert "a unit" in result.stderr
