@@ -99,6 +99,10 @@ CALIBRATE = {
     "out suffix": (["note.txt", "--out", "p.txt"], "p.txt"),
     "out missing folder": (["note.txt", "--out", "nowhere/p.json"], "nowhere"),
     "out is a folder": (["note.txt", "--out", "folder.json"], "folder.json"),
+    "map would replace a picture": (["note.txt", "--out", "photo.json"], "photo.png exists"),
+    "map is a folder": (["note.txt", "--out", "album.json"], "album.png"),
+    "out is other json": (["note.txt", "--out", "other.json"], "other.json exists and is no profile"),
+    "out too long": (["note.txt", "--out", f"{'x' * 300}.json"], "name too long"),
     "no out": (["note.txt"], "--out"),
     "queries zero": (["note.txt", "--out", "p.json", "--queries", "0"], "--queries is 0"),
     "seed negative": (["note.txt", "--out", "p.json", "--seed=-5"], "-5"),
@@ -154,6 +158,8 @@ def clutter(folder: Path) -> Path:
     """Files that are not what a command wants."""
     (folder / "empty").mkdir()
     (folder / "folder.json").mkdir()
+    (folder / "album.png").mkdir()
+    (folder / "photo.png").write_text("mine")
     (folder / "note.txt").write_text("a lighthouse\n")
     (folder / "blank.txt").write_text("\n  \n")
     (folder / "binary.bin").write_bytes(bytes(range(128, 256)))

@@ -15,7 +15,8 @@ from PIL import Image
 from scalekv._version import __version__
 from scalekv.cli import env as env_command
 from scalekv.cli.loading import find_device
-from scalekv.cli.profile_map import RoleMap
+from scalekv.cli.profile_map import RoleMap, save_profile
+from scalekv.errors import InvalidInput
 from scalekv.planning import Profile
 from scalekv.policies import POLICIES
 
@@ -49,6 +50,22 @@ def test_calibrate_without_matplotlib(run: Callable, folder: Path, monkeypatch: 
     assert [path.name for path in folder.iterdir() if path.suffix != ".txt"] == ["profile.json"]
     assert "D drafter at 10%" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_profile_and_map_both_or_neither(run: Callable, folder: Path, tiny_profile: Profile) -> None:
+    (folder / "p.png").mkdir()
+    roles = RoleMap.of(tiny_profile)
+    with pytest.raises(InvalidInput, match=r"Cannot write .*p\.png"):
+        save_profile(roles, folder / "p.json")
+    assert [path.name for path in folder.iterdir()] == ["p.png"]
+    (folder / "p.png").rmdir()
+    assert save_profile(roles, folder / "p.json") == folder / "p.png"
+    (folder / "prompts.txt").write_text("a\n")
+    before = (folder / "p.png").read_bytes()
+    assert run("calibrate", "prompts.txt", "--out", "p.json", "--queries", "8", "--name", "new").exit_code == 0
+    assert Profile.load("p.json").model == "new"
+    assert (folder / "p.png").read_bytes() != before
+    assert len(list(folder.iterdir())) == 3
 
 
 def test_map_marks_drafters(tiny_profile: Profile) -> None:

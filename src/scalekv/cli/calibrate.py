@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scalekv.cli.files import check_file, read_prompts
+from scalekv.cli.files import check_profile_file, read_prompts
 from scalekv.cli.loading import TINY, check_model, open_model
 from scalekv.cli.options import (
     SAMPLING,
@@ -28,7 +28,7 @@ from scalekv.cli.options import (
 )
 from scalekv.cli.output import Output
 from scalekv.cli.picture_size import PictureSize
-from scalekv.cli.profile_map import RoleMap, draw_map
+from scalekv.cli.profile_map import RoleMap, save_profile
 from scalekv.errors import InvalidInput
 
 
@@ -57,6 +57,7 @@ def calibrate(
     """Measure a model and write its profile.
 
     The profile tells which layers are drafters. Writes a PNG of the map beside the profile, if matplotlib is installed.
+    An existing profile is replaced together with its PNG; other files never are.
     """
     output, begin = Output(json=json, quiet=quiet), time.perf_counter()
     prompts, wanted, kind = read_prompts(prompts_file), PictureSize.parse(size, aspect), dtype_from(dtype)
@@ -64,7 +65,7 @@ def calibrate(
     checked("--seed", seed, lambda value: 0 <= value < 2**62, "a whole number from 0")
     if queries < 1 or top < 1:
         raise InvalidInput(f"--queries is {queries} and --top is {top}; expected at least 1 each.")
-    check_file(out, ".json")
+    check_profile_file(out)
     check_model(model)
     generation = {**wanted.pipeline_arguments(), **without_none(guidance_scale=guidance)}
     with output.guarded():
@@ -84,9 +85,8 @@ def calibrate(
                 progress=lambda done, total: steps.advance(),
                 **generation,
             )
-        profile.save(out)
         roles = RoleMap.of(profile)
-        picture = draw_map(roles, out.with_suffix(".png"))
+        picture = save_profile(roles, out)
         _report(output, roles, out, picture, time.perf_counter() - begin)
         output.result(_as_dict(roles, out, picture, time.perf_counter() - begin))
 

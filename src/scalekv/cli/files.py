@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scalekv.errors import InvalidInput
+from scalekv.errors import InvalidInput, ProfileError
+from scalekv.planning import Profile
 
 NAME_LENGTH = 48
 _FIELDS = ("index", "seed", "prompt")
@@ -93,6 +94,30 @@ def check_file(path: Path, suffix: str) -> None:
     if is_folder(path):
         raise InvalidInput(f"--out is {path}, which is a folder; name a file in it.")
     check_folder(path.absolute().parent, str(path))
+
+
+def check_profile_file(path: Path) -> None:
+    """Make sure that a profile can be written to ``path`` and its map beside it, and that neither replaces other files.
+
+    An existing profile is replaced, and so is the picture beside it.
+
+    Raises:
+        InvalidInput: another suffix than ``.json``, a folder, a file that is no profile, a picture without a profile,
+            or a place that cannot be written.
+    """
+    check_file(path, ".json")
+    picture = path.with_suffix(".png")
+    if is_folder(picture):
+        raise InvalidInput(f"Cannot write {picture}, the map of the profile: it is a folder; choose another --out.")
+    if _mode(path) is not None:
+        try:
+            Profile.load(path)
+        except ProfileError as error:
+            raise InvalidInput(f"{path} exists and is no profile; move it away, or choose another --out.") from error
+    elif _mode(picture) is not None:
+        raise InvalidInput(
+            f"{picture} exists, and the map of {path} would replace it; move it away, or choose another --out."
+        )
 
 
 def slug(text: str) -> str:

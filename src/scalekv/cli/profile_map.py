@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from scalekv.errors import InvalidInput
 from scalekv.files import replacing
 from scalekv.planning import Budget, CacheGeometry, Profile
 from scalekv.policies import ScaleKV
@@ -58,12 +60,33 @@ class RoleMap:
         return next((mark for limit, mark in _LEVELS if score < limit), _HIGHEST)
 
 
-def draw_map(roles: RoleMap, path: Path) -> Path | None:
-    """Write the map as a PNG; ``None`` if matplotlib is not installed.
+def save_profile(roles: RoleMap, path: Path) -> Path | None:
+    """Write the profile and, as a PNG beside it, its map: both or neither.
+
+    Returns:
+        The path of the map; ``None`` if matplotlib is not installed.
 
     Raises:
         InvalidInput: the place cannot be written.
     """
+    canvas = _canvas(roles)
+    if canvas is None:
+        roles.profile.save(path)
+        return None
+    picture, existed = path.with_suffix(".png"), path.exists()
+    try:
+        with replacing(picture) as temporary:
+            canvas.print_png(temporary)
+            roles.profile.save(path)
+    except InvalidInput:
+        if not existed:
+            path.unlink(missing_ok=True)
+        raise
+    return picture
+
+
+def _canvas(roles: RoleMap) -> Any:
+    """The map as a canvas of matplotlib's; ``None`` if that is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -82,6 +105,4 @@ def draw_map(roles: RoleMap, path: Path) -> Path | None:
     axes.set_xlabel("segment (tokens)")
     axes.set_ylabel("layer")
     axes.set_title(f"{profile.model}: drafters (squares) at {roles.budget}", fontsize="medium")
-    with replacing(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
-    return path
+    return FigureCanvasAgg(figure)
