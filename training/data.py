@@ -86,7 +86,8 @@ def batch_indices(step: int, size: int, count: int, seed: int) -> NDArray[np.int
 
     A function of its arguments alone, so a resumed run goes on where the interrupted one stopped.
     """
-    first, rows = step * size, []
+    first = step * size
+    rows: list[int] = []
     while len(rows) < size:
         epoch, offset = divmod(first + len(rows), count)
         order = np.random.default_rng((seed, epoch)).permutation(count)

@@ -90,7 +90,7 @@ class DetectorTask:
         device: where to compute.
     """
 
-    adam = ()
+    adam: tuple[str, ...] = ()
 
     def __init__(self, plan: Plan, folder: Path, device: torch.device) -> None:
         self.plan, self.device = plan, device

@@ -18,7 +18,7 @@ from scalekv.models.infinity import InfinityTransformer
 from scalekv.models.infinity.condition import TextCondition
 from scalekv.models.infinity.rope import RopeTables
 from scalekv.models.infinity.sampling import bits_to_codes, patchify, resize
-from scalekv.models.infinity.transformer import ProjectedQuery, widen
+from scalekv.models.layers import ProjectedQuery, widen
 from scalekv.planning import Schedule, Segment
 
 Grids = Sequence[tuple[int, int]]

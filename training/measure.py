@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from training.sheets import save_captioned
 SHEET = 32
 
 
-def follow(pipeline: InfinityPipeline, prompts: tuple[Prompt, ...], detector: Detector, **generation: object) -> Scores:
+def follow(pipeline: InfinityPipeline, prompts: tuple[Prompt, ...], detector: Detector, **generation: Any) -> Scores:
     """Scores of a pipeline, with a progress bar."""
     with tqdm(total=len(prompts), desc="pictures") as bar:
         return score_pipeline(
@@ -38,12 +39,12 @@ def follow(pipeline: InfinityPipeline, prompts: tuple[Prompt, ...], detector: De
         )
 
 
-def draw_sheet(pipeline: InfinityPipeline, path: Path, **generation: object) -> float:
+def draw_sheet(pipeline: InfinityPipeline, path: Path, **generation: Any) -> float:
     """Draw the sheet; returns seconds per picture."""
     prompts = data.captions(np.arange(SHEET), "heldout", 0)
     started, pictures = time.perf_counter(), []
     for prompt in prompts:
-        drawn = pipeline(prompt, generator=torch.Generator().manual_seed(0), **generation)
+        drawn: Any = pipeline(prompt, generator=torch.Generator().manual_seed(0), **generation)
         pictures.append(np.asarray(drawn.images[0]))
     save_captioned(np.stack(pictures), prompts, path)
     return (time.perf_counter() - started) / SHEET
@@ -66,7 +67,7 @@ def main() -> None:
     chosen.out.mkdir(parents=True, exist_ok=True)
     pipeline = InfinityPipeline.from_pretrained(chosen.pipeline, dtype=torch.float32).to(pick_device(chosen.device))
     pipeline.set_progress_bar_config(disable=True)
-    settings = {"guidance_scale": chosen.guidance, "temperature": chosen.temperature}
+    settings: dict[str, Any] = {"guidance_scale": chosen.guidance, "temperature": chosen.temperature}
     if chosen.policy != "full":
         settings["kv_cache"] = make_policy(chosen.policy, budget=chosen.budget)
     seconds = draw_sheet(pipeline, chosen.out / "sheet.png", **settings)

@@ -39,18 +39,21 @@ class _GroupNorm(torch.autograd.Function):
         b = -rstd * rstd * second
         a, c = rstd * weight, -rstd * first - b * mean
         a, b, c = (part.to(states.dtype)[:, :, None, None] for part in (a, b, c))
-        return torch.addcmul(torch.addcmul(c, states, b), gradient, a), weighted.sum(0), plain.sum(0), None, None
+        moved: Tensor = torch.addcmul(torch.addcmul(c, states, b), gradient, a)
+        return moved, weighted.sum(0), plain.sum(0), None, None
 
 
 def _sums(states: Tensor) -> Tensor:
     """Sums over pixels, (n, channels) float32; a matrix product, because that is what CPUs do quickly."""
     flat = states.permute(0, 2, 3, 1).flatten(1, 2)
-    return (flat.new_ones(1, 1, flat.shape[1]).expand(len(flat), -1, -1) @ flat)[:, 0].float()
+    sums: Tensor = (flat.new_ones(1, 1, flat.shape[1]).expand(len(flat), -1, -1) @ flat)[:, 0].float()
+    return sums
 
 
 def _grouped(values: Tensor, per_group: int) -> Tensor:
     """Every channel's group sum."""
-    return values.unflatten(1, (-1, per_group)).sum(2).repeat_interleave(per_group, 1)
+    sums: Tensor = values.unflatten(1, (-1, per_group)).sum(2).repeat_interleave(per_group, 1)
+    return sums
 
 
 class QuickGroupNorm(nn.GroupNorm):

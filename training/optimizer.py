@@ -24,7 +24,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
     for _ in range(_ROUNDS):
         square = wide @ wide.T
         wide = a * wide + (b * square + c * square @ square) @ wide
-    return (wide if matrix.shape[0] <= matrix.shape[1] else wide.T).to(matrix.dtype)
+    out: Tensor = (wide if matrix.shape[0] <= matrix.shape[1] else wide.T).to(matrix.dtype)
+    return out
 
 
 class Muon(torch.optim.Optimizer):

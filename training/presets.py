@@ -92,7 +92,7 @@ class TransformerRecipe:
 
 TRANSFORMERS = {
     "cpu": TransformerRecipe(
-        Plan(steps=8000, batch=8, rate=1e-3, muon=4e-3, warmup=100, decay=0.02, average=0.999, sheet_every=1000),
+        Plan(steps=8000, batch=8, rate=1e-3, muon=4e-3, warmup=100, decay=0.02, average=0.999, sheet_every=500),
         prefix_steps=4000,
         prefix_batch=32,
     ),

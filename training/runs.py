@@ -63,10 +63,13 @@ class Plan:
 class Task(Protocol):
     """What is trained."""
 
-    network: nn.Module
     plan: Plan
     adam: tuple[str, ...]
     """Parts of names of matrices that are no maps between hidden states, and stay with Adam."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What learns."""
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss of a step's batch, and numbers for the log; all randomness from torch's seeded generator."""
@@ -185,7 +188,7 @@ class Run:
         for group, rate in zip(groups, self.rates, strict=True):
             group["lr"] = rate * share
         loss, numbers = self.task.loss(self.step)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)
         if bool(torch.isfinite(norm)):
             for one in self.optimizers:

@@ -34,7 +34,7 @@ WATCHED = 256
 def build(recipe: TokenizerRecipe) -> BSQAutoencoder:
     """The network of a recipe, with its seed's weights."""
     torch.manual_seed(recipe.plan.seed)
-    return BSQAutoencoder(
+    network: BSQAutoencoder = BSQAutoencoder(
         codebook_bits=recipe.bits,
         patch_size=1 << (len(recipe.multipliers) - 1),
         base_channels=recipe.base_channels,
@@ -42,6 +42,7 @@ def build(recipe: TokenizerRecipe) -> BSQAutoencoder:
         decoder_multipliers=recipe.decoder_multipliers or recipe.multipliers,
         num_res_blocks=recipe.res_blocks,
     )
+    return network
 
 
 def to_images(pictures: NDArray[np.uint8], device: torch.device) -> Tensor:
@@ -65,13 +66,13 @@ class TokenizerTask:
         trained: a tokenizer whose encoder is kept as it is, and whose decoder goes on where it fits.
     """
 
-    adam = ("encoder.conv_in", "conv_out")
+    adam: tuple[str, ...] = ("encoder.conv_in", "conv_out")
 
     def __init__(
         self, recipe: TokenizerRecipe, folder: Path, device: torch.device, trained: BSQAutoencoder | None = None
     ) -> None:
         self.recipe, self.plan, self.device = recipe, recipe.plan, device
-        self.network = build(recipe).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = build(recipe).to(device, memory_format=torch.channels_last)
         quicken(self.network)
         if trained is not None:
             self.network.encoder.load_state_dict(trained.encoder.state_dict())

@@ -6,7 +6,7 @@ import argparse
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -51,15 +51,15 @@ def _initialise(transformer: InfinityTransformer) -> None:
     """Start every block as a small step from the identity, and every bit as undecided."""
     deep = 1 / math.sqrt(2 * transformer.config.depth)
     nn.init.normal_(transformer.lvl_embed.weight, std=math.sqrt(1 / transformer.config.width / 3))
-    for name in ("shared_ada_lin", "head_nm.ada_lin"):
-        transformer.get_submodule(name)[-1].weight.mul_(0.2)  # type: ignore[index]
-        transformer.get_submodule(name)[-1].bias.zero_()  # type: ignore[index]
+    for name in ("shared_ada_lin.1", "head_nm.ada_lin.1"):
+        transformer.get_parameter(f"{name}.weight").mul_(0.2)
+        transformer.get_parameter(f"{name}.bias").zero_()
     for block in transformer.ordered_blocks:
         block.ada_gss.mul_(0.1)
         block.ada_gss[:, :, :2] += 0.5
-        for layer in (block.sa.proj, block.ca.proj, block.ffn.get_submodule("fc2")):
-            layer.weight.mul_(deep)  # type: ignore[operator]
-    transformer.get_submodule("head").weight.mul_(0.1)  # type: ignore[operator]
+        for name in ("sa.proj.weight", "ca.proj.weight", "ffn.fc2.weight"):
+            block.get_parameter(name).mul_(deep)
+    transformer.get_parameter("head.weight").mul_(0.1)
 
 
 class TransformerTask:
@@ -72,12 +72,21 @@ class TransformerTask:
         device: where to compute.
     """
 
-    adam = ("embed", "shared.weight", "head.", "cfg_uncond", "pos_start", "ada_", "relative", "sos.ca.mat_q")
+    adam: tuple[str, ...] = (
+        "embed",
+        "shared.weight",
+        "head.",
+        "cfg_uncond",
+        "pos_start",
+        "ada_",
+        "relative",
+        "sos.ca.mat_q",
+    )
 
     def __init__(self, recipe: TransformerRecipe, latents: Path, vae: BSQAutoencoder, device: torch.device) -> None:
         self.recipe, self.plan, self.device, self.vae = recipe, recipe.plan, device, vae
         self.network = build(recipe, vae.config.codebook_bits).to(device)
-        self.transformer: Any = self.network["transformer"]
+        self.transformer = cast("InfinityTransformer", self.network["transformer"])
         self.tokenizer = text.word_tokenizer()
         self.latents = {split: data.load(latents, split) for split in ("train", "heldout")}
         self.words = {split: data.load(latents, f"{split}_words") for split in ("train", "heldout")}
@@ -156,13 +165,14 @@ class TransformerTask:
         pictures = []
         for window in data.batches(SHEET, 8):
             generators = [torch.Generator().manual_seed(0) for _ in prompts[window]]
-            drawn = pipeline(prompts[window], generator=generators, callback_on_step_end=stop)
+            drawn: Any = pipeline(prompts[window], generator=generators, callback_on_step_end=stop)
             pictures += [np.asarray(image) for image in drawn.images]
         save_captioned(np.stack(pictures), prompts, path)
 
 
 def assemble(network: nn.ModuleDict, vae: BSQAutoencoder, tokenizer: Any) -> InfinityPipeline:
     """The pipeline of what has been trained so far, with the sampling settings of this model."""
+    transformer: Any = network["transformer"]
     scheduler = InfinityScheduler(
         schedule=[list(grid) for grid in GRIDS],
         guidance_scale=2.0,
@@ -170,7 +180,7 @@ def assemble(network: nn.ModuleDict, vae: BSQAutoencoder, tokenizer: Any) -> Inf
         pixels_per_token=vae.config.patch_size,
     )
     return InfinityPipeline(
-        transformer=network["transformer"].eval(),
+        transformer=transformer.eval(),
         vae=vae.eval(),
         scheduler=scheduler,
         text_encoder=network["text_encoder"].eval(),

@@ -83,7 +83,7 @@ def cylinder(eye: Array, ray: Array) -> Hit:
     lid = np.where((across * across).sum(0) <= CAN_RADIUS**2, lid, MISS)
     reach = np.minimum(side, lid)
     point = _at(eye, ray, reach)
-    normal: Array = np.stack([point[0], 0 * point[1], point[2]]) / np.float32(CAN_RADIUS)
+    normal: Array = (np.stack([point[0], 0 * point[1], point[2]]) / CAN_RADIUS).astype(np.float32)
     normal[:, lid < side] = np.array([[0], [1], [0]], dtype=np.float32)
     return Hit(reach, normal, point)
 
