@@ -102,7 +102,7 @@ TRANSFORMERS = {
         prefix_batch=512,
     ),
     "gpu-large": TransformerRecipe(
-        Plan(steps=11_000, batch=192, rate=8e-4, muon=3e-3, warmup=300, decay=0.03, average=0.9995, sheet_every=3500),
+        Plan(steps=11_000, batch=96, rate=8e-4, muon=3e-3, warmup=300, decay=0.03, average=0.9995, sheet_every=3500),
         prefix_steps=4000,
         prefix_batch=512,
         depth=16,
