@@ -63,6 +63,21 @@ GENERATE = {
     "guidance word": (["a", "--guidance", "much"], "'much'"),
     "temperature zero": (["a", "--temperature", "0"], "above 0"),
     "temperature infinite": (["a", "--temperature", "inf"], "inf"),
+    "temperature tiny": (["a", "--temperature", "1e-40"], "--temperature is 1e-40"),
+    "temperature huge": (["a", "--temperature", "1e9"], "from 0.001 to 1000"),
+    "guidance huge": (["a", "--guidance", "1e308"], "--guidance is 1e+308; expected a number from 0 to 1000"),
+    "prompt no text": (["\udcff bad"], "'\\udcff bad' is no text"),
+    "negative no text": (["a", "--negative", "\udcff"], "--negative '\\udcff' is no text"),
+    "class no text": (["--class", "\udcff"], "'\\udcff' is no text"),
+    "count endless": (["a", "-n", "9" * 30], "1 to 10000 images"),
+    "out too long": (["a", "--out", "x" * 300 + ".png"], "name too long"),
+    "out prompt too long": (["a", "--out", "x" * 245 + "-{prompt}{seed}.png", "--seed", "123"], "name too long"),
+    "out folder too long": (["a", "--out", "x" * 300 + "/a.png"], "name too long"),
+    "out unknown home": (["a", "--out", "~nobody-here/a.png"], "~nobody-here"),
+    "model unknown home": (["a", "--model", "~nobody-here/m"], "~nobody-here"),
+    "model too long": (["a", "--model", "x" * 300], "name too long"),
+    "profile too long": (["a", "--profile", "x" * 300], "name too long"),
+    "size endless": (["a", "--size", "9" * 5000 + "x1"], "Cannot read the size"),
     "top-k negative": (["a", "--top-k=-1"], "-1"),
     "top-p two": (["a", "--top-p", "2"], "--top-p is 2"),
     "profile missing": (["a", "--profile", "nowhere.json"], "nowhere.json"),
@@ -78,6 +93,8 @@ PLAN = {
     "memory word": (["--memory", "lots"], "'lots'"),
     "memory bare number": (["--memory", "24"], "'24'"),
     "memory negative": (["--memory=-1GB"], "'-1GB'"),
+    "memory endless": (["--memory", "9" * 400 + "TB"], "--memory is"),
+    "guidance huge": (["--guidance", "1e308"], "from 0 to 1000"),
     "batch zero": (["--batch", "0"], "--batch is 0"),
     "model unknown": (["--model", "infinity-3b"], "'infinity-3b'"),
     "model missing folder": (["--model", "a/b/c"], "a/b/c"),
@@ -116,7 +133,10 @@ CONVERT = {
     "no vae": ([WEIGHTS, "--out", "new"], "--vae"),
     "vae is a transformer": ([WEIGHTS, "--vae", WEIGHTS, "--out", "new"], "weights.safetensors"),
     "transformer is a vae": ([VAE, "--vae", VAE, "--out", "new"], "vae.safetensors"),
-    "out exists": ([WEIGHTS, "--vae", VAE, "--out", "empty"], "--overwrite"),
+    "out exists": ([WEIGHTS, "--vae", VAE, "--out", "full"], "--overwrite"),
+    "out too long": ([WEIGHTS, "--vae", VAE, "--out", "x" * 300], "name too long"),
+    "shard size of dots": ([WEIGHTS, "--vae", VAE, "--out", "new", "--max-shard-size", "....KB"], "'....KB'"),
+    "shard size endless": ([WEIGHTS, "--vae", VAE, "--out", "new", "--max-shard-size", "9" * 400 + "TB"], "--max-"),
     "out is a file": ([WEIGHTS, "--vae", VAE, "--out", "note.txt", "--overwrite"], "note.txt"),
     "out in a missing folder": ([WEIGHTS, "--vae", VAE, "--out", "a/b"], "no folder"),
     "model unknown": ([WEIGHTS, "--vae", VAE, "--out", "new", "--model", "infinity-9b"], "infinity-9b"),
@@ -128,6 +148,7 @@ CONVERT = {
 
 INFO = {
     "missing": (["nowhere"], "nowhere"),
+    "too long": (["x" * 300], "name too long"),
     "empty file": (["blank.txt"], "blank.txt"),
     "empty folder": (["empty"], "empty"),
     "truncated": (["cut.safetensors"], "cut.safetensors"),
@@ -158,6 +179,8 @@ def clutter(folder: Path) -> Path:
     """Files that are not what a command wants."""
     (folder / "empty").mkdir()
     (folder / "folder.json").mkdir()
+    (folder / "full").mkdir()
+    (folder / "full" / "mine").write_text("mine")
     (folder / "album.png").mkdir()
     (folder / "photo.png").write_text("mine")
     (folder / "note.txt").write_text("a lighthouse\n")

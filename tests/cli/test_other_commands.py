@@ -85,6 +85,12 @@ def test_convert_then_info_then_plan(answer: Callable, run: Callable, folder: Pa
     assert "InfinityTransformer" in run("info", "model").stdout
 
 
+def test_convert_into_an_empty_folder(answer: Callable, folder: Path) -> None:
+    (folder / "model").mkdir()
+    words = "convert", str(GOLDEN / "weights.safetensors"), "--vae", str(GOLDEN / "vae.safetensors"), "--out", "model"
+    assert answer(*words)["kind"] == "pipeline folder"
+
+
 @pytest.mark.parametrize(("name", "kind"), [("weights", "infinity transformer"), ("vae", "infinity vae")])
 def test_info_on_files(answer: Callable, name: str, kind: str) -> None:
     assert answer("info", str(GOLDEN / f"{name}.safetensors"))["kind"] == kind

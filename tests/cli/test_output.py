@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,16 @@ def test_a_full_disk_is_one_sentence(words):
     assert found.returncode == 2
     assert found.stderr.startswith("Error: Cannot write the output:")
     assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_any_name_can_be_said(encoding, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    for name in ("w\u00e4rter-\u706f\u53f0", "\udcff"):
+        found = scalekv("info", name, "--json", stdout=subprocess.PIPE)
+        assert found.returncode == 2
+        assert name in json.loads(found.stdout)["error"]
+        assert found.stderr.startswith("Error: There is no file or folder ")
 
 
 def test_lines_of_a_pipe_are_never_broken(run, monkeypatch):

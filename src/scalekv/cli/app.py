@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -88,4 +89,7 @@ for _command in (generate, plan, calibrate, convert, info, methods, env):
 
 def main() -> None:
     """Entry point of the ``scalekv`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no text
     app(prog_name="scalekv")

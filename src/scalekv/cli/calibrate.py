@@ -20,6 +20,7 @@ from scalekv.cli.options import (
     Model,
     Quiet,
     Size,
+    check_guidance,
     checked,
     dtype_from,
     option,
@@ -61,7 +62,7 @@ def calibrate(
     """
     output, begin = Output(json=json, quiet=quiet), time.perf_counter()
     prompts, wanted, kind = read_prompts(prompts_file), PictureSize.parse(size, aspect), dtype_from(dtype)
-    checked("--guidance", guidance, lambda value: value >= 0, "a number from 0")
+    check_guidance(guidance)
     checked("--seed", seed, lambda value: 0 <= value < 2**62, "a whole number from 0")
     if queries < 1 or top < 1:
         raise InvalidInput(f"--queries is {queries} and --top is {top}; expected at least 1 each.")

@@ -18,7 +18,7 @@ from scalekv.models.catalog import model_names, model_spec
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Transformer: .pth, .safetensors or sharded folder.")],
     vae: Annotated[Path, option("--vae", metavar="FILE", help="Its picture tokenizer: .pth or .safetensors.")],
-    out: Annotated[Path, option("--out", "-o", metavar="FOLDER", help="Folder to make.")],
+    out: Annotated[Path, option("--out", "-o", metavar="FOLDER", help="Folder to make, or an empty one.")],
     model: Annotated[
         str | None,
         option("--model", "-m", metavar="NAME", help=f"{', '.join(model_names())}. Default by name and shapes."),

@@ -71,15 +71,15 @@ def check_folder(folder: Path, what: str) -> None:
 
 
 def check_new_folder(folder: Path, overwrite: bool) -> None:
-    """Make sure that ``folder`` can be made.
+    """Make sure that ``folder`` can be made; an empty one may exist.
 
     Raises:
         InvalidInput: it exists and may not be replaced, or its parent takes no new folder.
     """
-    if folder.exists() and not overwrite:
-        raise InvalidInput(f"{folder} exists already; choose another --out, or replace it with --overwrite.")
-    if folder.exists() and not folder.is_dir():
+    if _mode(folder) is not None and not is_folder(folder):
         raise InvalidInput(f"{folder} is a file; choose a folder for --out.")
+    if is_folder(folder) and any(folder.iterdir()) and not overwrite:
+        raise InvalidInput(f"{folder} exists already; choose another --out, or replace it with --overwrite.")
     check_folder(folder.absolute().parent, str(folder))
 
 

@@ -27,6 +27,8 @@ from scalekv.cli.options import (
     Quiet,
     Size,
     Strict,
+    check_guidance,
+    check_text,
     checked,
     dtype_from,
     option,
@@ -39,6 +41,9 @@ from scalekv.cli.options import (
 from scalekv.cli.output import Output
 from scalekv.cli.picture_size import PictureSize
 from scalekv.errors import InvalidInput
+
+MOST_IMAGES = 10_000
+"""Of one prompt in one batch, far beyond what any memory holds."""
 
 
 def generate(
@@ -146,6 +151,7 @@ def generate(
     wanted = PictureSize.parse(size, aspect)
     chosen, supplied, number = policy_from(policy, budget, strict), profile_from(profile), _seed(seed)
     prompts = _subjects(prompts, classes, count)
+    check_text("The text of --negative", negative or "")
     sampling = _sampling(guidance, temperature, top_k, top_p)
     if classes:
         _check_class_options(temperature=temperature, negative=negative, size=size, aspect=aspect)
@@ -188,10 +194,11 @@ def _check_class_options(**given: Any) -> None:
 
 
 def _check_texts(prompts: list[str], count: int) -> None:
-    if any(not prompt.strip() for prompt in prompts):
-        raise InvalidInput("A prompt is empty; write what to draw.")
-    if count < 1:
-        raise InvalidInput(f"-n is {count}; expected at least 1 image of each prompt.")
+    for prompt in prompts:
+        if not check_text("The prompt", prompt).strip():
+            raise InvalidInput("A prompt is empty; write what to draw.")
+    if not 1 <= count <= MOST_IMAGES:
+        raise InvalidInput(f"-n is {count}; expected 1 to {MOST_IMAGES} images of each prompt.")
 
 
 def _sampling(
@@ -199,8 +206,10 @@ def _sampling(
 ) -> dict[str, Any]:
     checked("--top-k", top_k, lambda value: value >= 0, "0 (off) or more")
     return without_none(
-        guidance_scale=checked("--guidance", guidance, lambda value: value >= 0, "a number from 0"),
-        temperature=checked("--temperature", temperature, lambda value: value > 0, "a number above 0"),
+        guidance_scale=check_guidance(guidance),
+        temperature=checked(
+            "--temperature", temperature, lambda value: 0.001 <= value <= 1000, "a number above 0, from 0.001 to 1000"
+        ),
         top_k=top_k,
         top_p=checked("--top-p", top_p, lambda value: 0 <= value <= 1, "a number from 0 (off) to 1"),
     )

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalekv.cli.files import expanded
 from scalekv.cli.output import quiet_libraries
 from scalekv.errors import InvalidInput
 from scalekv.models.catalog import model_names, model_spec
@@ -29,7 +30,7 @@ def check_model(name: str) -> None:
     Raises:
         InvalidInput: a known model whose weights are not here, or neither a folder nor a hub name.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name in (TINY, TINY_CLASSES):
         return
     if path.is_dir():
@@ -63,7 +64,7 @@ def check_subject(name: str, classes: bool, pipeline: Any = None) -> None:
     if pipeline is not None:
         kind = type(pipeline).__name__
     else:
-        kind = "VARPipeline" if name == TINY_CLASSES else _stored_kind(Path(name).expanduser())
+        kind = "VARPipeline" if name == TINY_CLASSES else _stored_kind(expanded(name))
     if kind == "VARPipeline" and not classes:
         raise InvalidInput(f"{name} draws classes, not prompts; write --class 207 or --class 'golden retriever'.")
     if kind == "InfinityPipeline" and classes:
@@ -105,7 +106,7 @@ def open_model(name: str, dtype: str | None, device: str | None) -> InfinityPipe
     quiet_libraries()
     from scalekv.pipelines import load_pipeline, tiny_pipeline, tiny_var_pipeline
 
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     pipeline: InfinityPipeline
     if name in (TINY, TINY_CLASSES):
         made: Any = tiny_pipeline() if name == TINY else tiny_var_pipeline()

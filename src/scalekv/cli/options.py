@@ -167,6 +167,28 @@ def profile_from(path: Path | None) -> Profile | None:
     return None if path is None else Profile.load(path)
 
 
+def check_guidance(value: float | None) -> float | None:
+    """``--guidance``, in the range in which pictures can come out.
+
+    Raises:
+        InvalidInput: it is not.
+    """
+    return checked("--guidance", value, lambda given: 0 <= given <= 1000, "a number from 0 to 1000")
+
+
+def check_text(name: str, text: str) -> str:
+    """``text`` if it can be written as UTF-8.
+
+    Raises:
+        InvalidInput: the terminal handed over bytes that are no text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{name} {text!a:.80} is no text in UTF-8; check the encoding of your terminal.") from error
+    return text
+
+
 def checked(name: str, value: float | None, accepted: Callable[[float], bool], expected: str) -> float | None:
     """``value`` if it is finite and ``accepted``.
 
@@ -190,7 +212,7 @@ def parse_bytes_option(name: str, text: str | None) -> int | None:
         return None
     try:
         count = parse_bytes(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         count = 0
     if count <= 0:
         raise InvalidInput(f"{name} is {text!r}; write a number above 0 and a unit, such as '24GB' or '512MiB'.")

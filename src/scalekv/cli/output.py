@@ -30,6 +30,8 @@ WIDE = 1000
 
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
+_CANNOT_USE = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EIO}
+
 _CLICK_ERRORS = tuple(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
@@ -40,6 +42,17 @@ class Interrupted(Exception):
 def as_json(value: Any) -> str:
     """One JSON text; numbers that JSON does not know become ``null``."""
     return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+
+
+def write_json(stream: TextIO, value: Any) -> None:
+    """``value`` as one line of JSON, in the characters that ``stream`` can take."""
+    text = as_json(value)
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(_finite(value), allow_nan=False)
+    stream.write(text + "\n")
+    stream.flush()
 
 
 def _finite(value: Any) -> Any:
@@ -106,8 +119,7 @@ class Output:
     def result(self, value: Any) -> None:
         """The result for programs, in JSON mode."""
         if self.json:
-            self.stdout.write(as_json(value) + "\n")
-            self.stdout.flush()
+            write_json(self.stdout, value)
 
     @contextlib.contextmanager
     def progress(self, description: str, total: int | None = None) -> Iterator[Steps]:
@@ -221,6 +233,8 @@ def exit_code_of(error: BaseException) -> tuple[int, str] | None:
             INVALID,
             f"Cannot write {error.filename or 'the output'}: {error.strerror}; make room or write elsewhere.",
         )
+    if isinstance(error, OSError) and error.errno in _CANNOT_USE:
+        return INVALID, f"Cannot use {error.filename or 'a file'}: {error.strerror}; choose another."
     if _is_out_of_memory(error):
         return OUT_OF_MEMORY, (
             "Out of memory; give a smaller --budget, --size or -n, and see what will be needed with 'scalekv plan'."
@@ -241,7 +255,6 @@ def report(error: BaseException, wants_json: bool) -> int:
     sentence = " ".join(sentence.split())
     if wants_json:
         with contextlib.suppress(OSError):
-            sys.stdout.write(as_json({"error": sentence}) + "\n")
-            sys.stdout.flush()
+            write_json(sys.stdout, {"error": sentence})
     sys.stderr.write(f"{sentence if code == INTERRUPTED else 'Error: ' + sentence}\n")
     return code

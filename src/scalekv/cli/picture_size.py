@@ -37,7 +37,7 @@ class PictureSize:
         ratio = None if aspect is None else _ratio(aspect)
         if size is None:
             return cls(aspect=ratio)
-        match = re.fullmatch(r"\s*(\d+)\s*[x×]\s*(\d+)\s*", size, re.IGNORECASE)
+        match = re.fullmatch(r"\s*(\d{1,9})\s*[x×]\s*(\d{1,9})\s*", size, re.IGNORECASE)
         if match is None:
             return cls(size=_known(size), aspect=ratio)
         width, height = int(match[1]), int(match[2])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
+from scalekv.cli.files import expanded
 from scalekv.cli.loading import TINY, TINY_CLASSES, open_model, shape_of_pipeline
 from scalekv.cli.options import (
     CACHE,
@@ -20,7 +20,7 @@ from scalekv.cli.options import (
     ProfileOption,
     Size,
     Strict,
-    checked,
+    check_guidance,
     dtype_from,
     option,
     parse_bytes_option,
@@ -86,7 +86,7 @@ def plan(
     name = dtype_from(dtype) or "bfloat16"
     wanted, available = PictureSize.parse(size, aspect), parse_bytes_option("--memory", memory)
     chosen, supplied = policy_from(policy, budget, strict), profile_from(profile)
-    checked("--guidance", guidance, lambda value: value >= 0, "a number from 0")
+    check_guidance(guidance)
     if batch < 1:
         raise InvalidInput(f"--batch is {batch}; expected at least 1.")
     with output.guarded():
@@ -111,7 +111,7 @@ def find_shape(model: str) -> ModelShape:
     """
     if model in (TINY, TINY_CLASSES):
         return shape_of_pipeline(open_model(model, None, "cpu"), model)
-    path = Path(model).expanduser()
+    path = expanded(model)
     if not path.exists():
         if "/" in model or path.suffix:
             raise InvalidInput(f"There is no model at {model}; give a folder or one of {', '.join(model_names())}.")
