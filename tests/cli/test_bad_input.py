@@ -81,6 +81,10 @@ GENERATE = {
     "top-k negative": (["a", "--top-k=-1"], "-1"),
     "top-p two": (["a", "--top-p", "2"], "--top-p is 2"),
     "profile missing": (["a", "--profile", "nowhere.json"], "nowhere.json"),
+    "profile no name": (
+        ["a", "--profile", "infinity-9b"],
+        "infinity-9b: no file is called so, and the built-in ones are",
+    ),
     "profile no json": (["a", "--profile", "note.txt"], "note.txt"),
     "profile no profile": (["a", "--profile", "other.json"], "other.json"),
     "profile of another version": (["a", "--profile", "future.json"], "version 99"),

@@ -19,6 +19,7 @@ from scalekv.cli import generate as generate_command
 from scalekv.cli.drawing import Run
 from scalekv.cli.files import picture_paths, slug
 from scalekv.pipelines import InfinityPipeline
+from scalekv.planning import Profile, Schedule
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,20 @@ def test_nearest_size_is_said(run: Callable) -> None:
     assert result.exit_code == 0
     assert "Warning: " in result.stderr
     assert "256 x 256" in result.stderr
+
+
+@pytest.mark.parametrize("aspect", ["16:9", "5"])
+def test_another_aspect_than_asked_is_said(run: Callable, aspect: str) -> None:
+    errors = run("generate", "a", "--aspect", aspect, "--out", "a.png").stderr
+    assert errors.count("drawing the nearest, 256 x 256") == 1
+
+
+def test_adapted_profile_is_said(run: Callable, tiny_profile: Profile) -> None:
+    words = "generate", "a", "--profile", "p.json", "--compare", "--out", "a.png"
+    tiny_profile.save("p.json")
+    assert "adapted" not in run(*words).stderr
+    tiny_profile.adapted_to(Schedule.from_sides((1, 2, 3, 4, 5, 6, 8))).save("p.json")
+    assert run(*words).stderr.count("The profile tiny is for 128x128; it was adapted to 256x256.\n") == 1
 
 
 @pytest.mark.parametrize("segment", [0, 5, 9])

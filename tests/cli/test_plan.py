@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +103,57 @@ def test_wide_pictures_are_wide(answer):
 
 def test_adapted_profile_is_said(run):
     assert "adapted from 1024x1024" in run("plan", "--size", "0.25M").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--size", "100000x1"], "infinity-2b does not draw 100000x1; planned is the nearest, 432x144."),
+        (["--aspect", "5"], "infinity-2b does not draw the aspect 5; planned is the nearest, 1776x592."),
+        (
+            ["--aspect", "2", "--model", "var-d30"],
+            "var-d30 does not draw the aspect 2; planned is the nearest, 256x256.",
+        ),
+        (["--size", "1024x1024"], None),
+        (["--size", "0.25M", "--aspect", "1:2"], None),
+        (["--aspect", "1", "--model", "var-d30"], None),
+    ],
+)
+def test_another_size_than_asked_is_said(run, words, said):
+    warned = [line for line in run("plan", *words).stderr.splitlines() if "draw" in line]
+    assert warned == ([f"Warning: {said}"] if said else [])
+
+
+def test_built_in_profiles_by_name(answer, run):
+    assert answer("plan", "--profile", "infinity-2b")["profile"]["model"] == "infinity-2b"
+    assert "for infinity-8b (40 layers" in run("plan", "--profile", "infinity-8b").stderr
+
+
+def test_a_folder_of_another_shape_leaves_the_built_in_profile_out(answer, run, tiny_folder, folder):
+    copied = Path(shutil.copytree(tiny_folder, folder / "named"))
+    index = json.loads((copied / "model_index.json").read_text())
+    (copied / "model_index.json").write_text(json.dumps({**index, "model_name": "infinity-2b"}))
+    assert answer("plan", "--model", "named", "--budget", "10%")["profile"] is None
+    said = "The built-in profile infinity-2b is for another network"
+    assert said in run("plan", "--model", "named").stderr
+    assert said in run("generate", "a", "--model", "named", "--out", "a.png").stderr
+
+
+def test_estimates_follow_their_documented_formulas():
+    shape = ModelShape.of_spec(model_spec("infinity-2b"))
+    footprint = RunShape(shape, schedule_of(shape), 2, 2, shape.profile).footprint(ScaleKV("10%"), 3)
+    assert footprint.activation_bytes == 3 * 2 * 64**2 * 2048 * (2 + 2 + 4 + 4) * 2
+    assert footprint.decoding_bytes == 3 * 1024**2 * 128 * 4 * 2
+    run_bytes = footprint.plan.peak_bytes + footprint.activation_bytes
+    assert footprint.total_bytes == footprint.weights_bytes + max(run_bytes, footprint.decoding_bytes)
+    assert footprint.to_dict()["decoding_bytes"] == footprint.decoding_bytes
+
+
+def test_decoding_counts_where_it_is_the_larger_phase():
+    shape = ModelShape.of_spec(model_spec("infinity-2b"))
+    footprint = RunShape(shape, schedule_of(shape), 1, 2, shape.profile).footprint(ScaleKV("1%"), 8)
+    assert footprint.decoding_bytes > footprint.plan.peak_bytes + footprint.activation_bytes
+    assert footprint.total_bytes == footprint.weights_bytes + footprint.decoding_bytes
 
 
 def test_infeasible_budgets_are_dashes(run, answer):

@@ -147,7 +147,7 @@ def test_other_formats_are_refused_when_saving(
 def test_the_profile_of_a_known_model_is_built_in(saved: Path) -> None:
     from scalekv.models.catalog import model_spec
     from scalekv.models.infinity.schedules import schedule_for
-    from scalekv.pipelines.caching import resolve_profile
+    from scalekv.planning import resolve_profile
 
     spec, schedule = model_spec("infinity-2b"), schedule_for("1.000", "0.25M")
     found = resolve_profile(None, None, "infinity-2b", spec.geometry(schedule))

@@ -11,7 +11,7 @@ from scalekv._version import __version__
 from scalekv.cli.files import sheet_path
 from scalekv.cli.loading import TINY, TINY_CLASSES
 from scalekv.cli.output import Output
-from scalekv.planning import CacheGeometry, Profile, format_bytes
+from scalekv.planning import CacheGeometry, Profile, Schedule, choose_profile, format_bytes
 from scalekv.policies import Full, Policy
 
 if TYPE_CHECKING:
@@ -59,19 +59,31 @@ class Request:
 class _Opener:
     """Opens the cache of a run as the pipeline would, and keeps hold of it, to show its bytes."""
 
-    def __init__(self, pipeline: InfinityPipeline, policy: Policy, profile: Profile | None, steps: Steps) -> None:
-        self._pipeline, self._policy, self._profile, self._steps = pipeline, policy, profile, steps
+    def __init__(
+        self, output: Output, pipeline: InfinityPipeline, policy: Policy, profile: Profile | None, steps: Steps
+    ) -> None:
+        self._output, self._steps = output, steps
+        self._pipeline, self._policy, self._profile = pipeline, policy, profile
         self._cache: KVCache | None = None
 
     def __call__(self, geometry: CacheGeometry, *, dtype: torch.dtype, device: torch.device) -> KVCache:
         from scalekv.cache import KVCache
-        from scalekv.pipelines.caching import resolve_profile
 
-        name = self._pipeline.config.model_name
-        known = resolve_profile(self._profile, self._pipeline.profile, name, geometry)
+        pipeline, known = self._pipeline, None
+        chosen = choose_profile(self._profile, pipeline.profile, pipeline.config.model_name, geometry)
+        if chosen is not None:
+            known = chosen.adapted_to(geometry.schedule)
+            self._say_adapted(chosen, geometry.schedule)
         self._steps.begin(len(geometry.schedule))
         self._cache = KVCache(self._policy.plan(geometry, known), self._policy, dtype=dtype, device=device)
         return self._cache
+
+    def _say_adapted(self, profile: Profile, schedule: Schedule) -> None:
+        if profile.schedule == schedule or isinstance(self._policy, Full):
+            return
+        side = self._pipeline.scheduler.config.pixels_per_token
+        sizes = [f"{one[-1].width * side}x{one[-1].height * side}" for one in (profile.schedule, schedule)]
+        self._output.note(f"The profile {profile.model} is for {sizes[0]}; it was adapted to {sizes[1]}.")
 
     @property
     def live_bytes(self) -> int:
@@ -106,7 +118,7 @@ class Run:
         request = self.request
         generators = [torch.Generator(device="cpu").manual_seed(seed) for seed in request.seeds]
         with self.output.progress(policy.name) as steps:
-            opener = _Opener(self.pipeline, policy, request.profile, steps)
+            opener = _Opener(self.output, self.pipeline, policy, request.profile, steps)
 
             def on_segment(*_: Any) -> dict[str, Any]:
                 steps.advance(f"{format_bytes(opener.live_bytes)} of cache")

@@ -160,6 +160,7 @@ def shape_of_pipeline(pipeline: InfinityPipeline, name: str) -> ModelShape:
         size=None if explicit else scheduler.size,
         schedule=explicit,
         profile=pipeline.profile,
+        known_name=pipeline.config.model_name,
         pixels_per_token=scheduler.pixels_per_token,
         decoder_channels=pipeline.vae.config.base_channels,
         unguided_scale=1.0 if hasattr(pipeline, "text_encoder") else 0.0,

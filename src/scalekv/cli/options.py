@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from scalekv.errors import InvalidInput
-from scalekv.planning import Budget, Profile
+from scalekv.planning import Budget, Profile, read_profile
 from scalekv.policies import Policy, make_policy
 
 DEFAULT_BUDGET = "10%"
@@ -72,13 +71,13 @@ Strict = Annotated[
     bool, option("--strict", panel=CACHE, env="STRICT", help="Hold the peak under the budget, scratch included.")
 ]
 ProfileOption = Annotated[
-    Path | None,
+    str | None,
     option(
         "--profile",
         panel=CACHE,
         env="PROFILE",
         metavar="FILE",
-        help="Profile from 'scalekv calibrate'; default the model's own.",
+        help=f"Profile from 'scalekv calibrate', or {' or '.join(Profile.builtin_names())}. Default the model's own.",
     ),
 ]
 Size = Annotated[
@@ -158,13 +157,13 @@ def dtype_from(text: str | None) -> str | None:
     return name
 
 
-def profile_from(path: Path | None) -> Profile | None:
-    """The profile in a file, if one is named.
+def profile_from(name: str | None) -> Profile | None:
+    """The profile in a file, or the built-in one of a name, if one is named.
 
     Raises:
-        ProfileError: it cannot be read.
+        ProfileError: there is none, or it cannot be read.
     """
-    return None if path is None else Profile.load(path)
+    return None if name is None else read_profile(name)
 
 
 def check_guidance(value: float | None) -> float | None:

@@ -52,6 +52,27 @@ class PictureSize:
         """The aspect as the schedules count it."""
         return None if self.aspect is None else 1 / self.aspect
 
+    def __str__(self) -> str:
+        if self.width is not None:
+            return f"{self.width}x{self.height}"
+        aspect = "" if self.aspect is None else f"the aspect {self.aspect:.4g}"
+        return " at ".join(part for part in (self.size, aspect) if part) or "the model's own size"
+
+    def is_exactly(self, width: int, height: int, explicit: bool) -> bool:
+        """Whether a picture of ``width`` x ``height`` is just what was asked for.
+
+        Args:
+            width: pixels.
+            height: pixels.
+            explicit: whether the model draws one schedule only; others draw the published aspects.
+        """
+        if self.width is not None:
+            return (self.width, self.height) == (width, height)
+        if self.height_over_width is None:
+            return True
+        drawn = height / width if explicit else float(schedules.nearest_template(self.height_over_width))
+        return abs(self.height_over_width - drawn) < 1e-3
+
     def pipeline_arguments(self) -> dict[str, Any]:
         """What a pipeline call takes."""
         given = {"size": self.size, "width": self.width, "height": self.height, "aspect_ratio": self.aspect}

@@ -30,10 +30,10 @@ from scalekv.cli.options import (
 )
 from scalekv.cli.output import Output
 from scalekv.cli.picture_size import PictureSize
-from scalekv.errors import BudgetError, InvalidInput, ProfileError
+from scalekv.errors import BudgetError, InvalidInput
 from scalekv.models.catalog import model_names, model_spec
 from scalekv.models.footprint import Footprint, ModelShape, RunShape, schedule_of
-from scalekv.planning import CONVENTIONS, Profile, Schedule, format_bytes
+from scalekv.planning import CONVENTIONS, Profile, Schedule, choose_profile, format_bytes
 from scalekv.policies import Policy
 
 TABLE_BUDGETS = ("100%", "50%", "20%", "10%", "4%", "2%")
@@ -92,6 +92,9 @@ def plan(
     with output.guarded():
         shape = find_shape(model)
         schedule = schedule_of(shape, wanted.size, wanted.height, wanted.width, wanted.height_over_width)
+        width, height = shape.pixels(schedule)
+        if not wanted.is_exactly(width, height, explicit=shape.schedule is not None):
+            output.warn(f"{shape.name} does not draw {wanted}; planned is the nearest, {width}x{height}.")
         fitting, note = fitting_profile(shape, schedule, supplied)
         run = RunShape(shape, schedule, 1 if guidance == shape.unguided_scale else 2, DTYPES[name], fitting)
         question = _Question(run, chosen, batch, name, available, memory or "", note)
@@ -129,24 +132,15 @@ def find_shape(model: str) -> ModelShape:
 
 
 def fitting_profile(shape: ModelShape, schedule: Schedule, supplied: Profile | None) -> tuple[Profile | None, str]:
-    """The profile to plan with, moved onto ``schedule`` if need be, and a sentence about it.
-
-    Raises:
-        ProfileError: the supplied profile is for another model.
-    """
-    known = supplied or shape.profile
+    """The profile to plan with, moved onto ``schedule`` if need be, and a few words about it."""
+    known = choose_profile(supplied, shape.profile, shape.known_name, shape.geometry(schedule, 1, 1, 2))
     if known is None:
         return None, "no profile"
-    if (known.layers, known.heads) != (shape.layers, shape.heads):
-        raise ProfileError(
-            f"The profile is for {known.model} ({known.layers} layers, {known.heads} heads), {shape.name} has "
-            f"{shape.layers} layers and {shape.heads} heads; calibrate this model."
-        )
-    kind = "published roles" if known.roles is not None else "measured"
-    if known.schedule == schedule:
-        return known, f"profile {known.model} ({kind})"
-    width, height = shape.pixels(known.schedule)
-    return known.adapted_to(schedule), f"profile {known.model} ({kind}), adapted from {width}x{height}"
+    note = f"profile {known.model} ({'measured' if known.roles is None else 'published roles'})"
+    if known.schedule != schedule:
+        width, height = shape.pixels(known.schedule)
+        note += f", adapted from {width}x{height}"
+    return known.adapted_to(schedule), note
 
 
 def _rows(question: _Question) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ class ModelShape:
         size: pixel budget it was trained at; ``None`` with an explicit schedule.
         schedule: the only schedule it draws; ``None`` if it draws the published ones.
         profile: its calibration profile, if there is one.
+        known_name: model whose built-in profile is used where there is none, if it fits.
         pixels_per_token: image pixels per token and side.
         decoder_channels: channels of the finest level of the picture decoder.
         unguided_scale: guidance scale at which no unconditional rows run.
@@ -52,6 +53,7 @@ class ModelShape:
     size: str | None = "1M"
     schedule: Schedule | None = None
     profile: Profile | None = None
+    known_name: str | None = None
     pixels_per_token: int = 16
     decoder_channels: int = 128
     unguided_scale: float = 1.0
@@ -99,7 +101,8 @@ class ModelShape:
                 autoencoder_parameters=_count_weights(folder / "vae"),
                 size=str(scheduler.get("size", "1M")) if isinstance(explicit, str) else None,
                 schedule=None if isinstance(explicit, str) else Schedule.from_shapes(explicit),
-                profile=Profile.load(own) if own.is_file() else _builtin(index.get("model_name")),
+                profile=Profile.load(own) if own.is_file() else None,
+                known_name=index.get("model_name"),
                 pixels_per_token=int(scheduler.get("pixels_per_token", 16)),
                 decoder_channels=int(vae.get("base_channels", 128)),
                 unguided_scale=0.0 if index.get("_class_name") == "VARPipeline" else 1.0,
@@ -119,10 +122,6 @@ class ModelShape:
         """
         head_dim = self.width // self.heads
         return CacheGeometry(self.layers, self.heads, head_dim, schedule, batch, rows_per_image, element_bytes)
-
-
-def _builtin(name: Any) -> Profile | None:
-    return Profile.builtin(str(name)) if name else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from scalekv.models.infinity.generation import generate
 from scalekv.models.infinity.rope import rope_tables
 from scalekv.pipelines import arguments, folders, steps
 from scalekv.pipelines.base import NextScalePipeline, one_call
-from scalekv.pipelines.caching import ProfileLike, resolve_profile
 from scalekv.pipelines.images import to_output
 from scalekv.pipelines.output import InfinityPipelineOutput
 from scalekv.pipelines.progress import watcher
+from scalekv.planning import ProfileLike, resolve_profile
 from scalekv.policies import Policy
 
 StepCallback = Callable[["InfinityPipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]

@@ -18,10 +18,10 @@ from scalekv.models.var.generation import generate
 from scalekv.models.var.sampling import draw_classes
 from scalekv.pipelines import arguments, classes, folders
 from scalekv.pipelines.base import NextScalePipeline, one_call
-from scalekv.pipelines.caching import ProfileLike, resolve_profile
 from scalekv.pipelines.images import to_output
 from scalekv.pipelines.output import VARPipelineOutput
 from scalekv.pipelines.progress import watcher
+from scalekv.planning import ProfileLike, resolve_profile
 from scalekv.policies import Policy
 
 StepCallback = Callable[["VARPipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]

@@ -1,6 +1,7 @@
 """Planning: schedules, geometries, budgets, plans and profiles. Pure arithmetic; nothing here imports torch."""
 
 from scalekv.planning.budget import Budget, BudgetLike
+from scalekv.planning.choice import ProfileLike, choose_profile, read_profile, resolve_profile
 from scalekv.planning.geometry import CONVENTIONS, CacheGeometry, Convention
 from scalekv.planning.plan import CachePlan, HeadGroup, Moment
 from scalekv.planning.profile import Profile
@@ -17,8 +18,12 @@ __all__ = [
     "HeadGroup",
     "Moment",
     "Profile",
+    "ProfileLike",
     "Schedule",
     "Segment",
+    "choose_profile",
     "format_bytes",
     "parse_bytes",
+    "read_profile",
+    "resolve_profile",
 ]

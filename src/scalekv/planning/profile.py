@@ -178,6 +178,12 @@ class Profile:
             raise ProfileError(f"{path} is not a scalekv profile (it is no JSON text); calibrate again.") from error
         return cls.from_dict(data, origin=str(path))
 
+    @staticmethod
+    def builtin_names() -> tuple[str, ...]:
+        """Names of the shipped profiles."""
+        files = (Path(file.name) for file in resources.files("scalekv.profiles").iterdir())
+        return tuple(sorted(file.stem for file in files if file.suffix == ".json"))
+
     @classmethod
     def builtin(cls, name: str) -> Profile | None:
         """The profile shipped for a known model, such as ``infinity-2b``, or ``None``."""
