@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.text import Text
+
+from scalekv.cli.output import Output
 
 FULL = Path("/dev/full")
 
@@ -38,10 +42,25 @@ def test_any_name_can_be_said(encoding, monkeypatch):
 
 
 def test_lines_of_a_pipe_are_never_broken(run, monkeypatch):
-    wide = run("plan", "--table", "--memory", "24GB").stdout
+    wide, text = run("plan", "--table", "--memory", "24GB").stdout, run("plan", "--help").stdout
     monkeypatch.setenv("COLUMNS", "40")
     assert run("plan", "--table", "--memory", "24GB").stdout == wide
+    assert run("plan", "--help").stdout == text
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert run("plan", "--table", "--memory", "24GB").stdout.count("\n") <= wide.count("\n") + 3
     assert "largest batch in 24GB" in wide
+
+
+@pytest.mark.parametrize("columns", ["20", "40", "80"])
+def test_a_narrow_terminal_gets_whole_words(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = type("Terminal", (io.StringIO,), {"isatty": lambda _: True})()
+    Output(stdout=terminal).table(["budget", "largest batch in 24GB"], [["10%", "15"]])
+    shown = Text.from_ansi(terminal.getvalue()).plain
+    assert "…" not in shown
+    assert {"budget", "largest", "batch", "24GB", "10%", "15"} <= set(shown.split())
+    assert max(map(len, shown.splitlines())) <= int(columns)
 
 
 @pytest.mark.parametrize("size", ["....KB", "0GB", "5", "lots"])

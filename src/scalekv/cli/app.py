@@ -20,6 +20,9 @@ from scalekv.cli.methods import methods
 from scalekv.cli.output import Interrupted, report
 from scalekv.cli.plan import plan
 
+HELP_WIDTH = 78
+"""Characters of a line of help where no terminal says how wide it is."""
+
 
 class Commands(TyperGroup):
     """The commands, with errors of the user's making turned into one sentence and an exit code."""
@@ -54,7 +57,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich" if sys.stdout.isatty() else None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        **({} if sys.stdout.isatty() else {"terminal_width": HELP_WIDTH}),
+    },
 )
 
 

@@ -90,7 +90,7 @@ class Output:
         if self.json or self.quiet:
             return
         console = Console(file=self.stdout, highlight=False)
-        if not console.is_terminal:
+        if not self.stdout.isatty():
             console.width = WIDE
         table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, padding=(0, 2, 0, 0))
         for index, name in enumerate(columns):
@@ -170,7 +170,8 @@ class Output:
 
 
 def _print_line(console: Console, text: str, style: str | None = None) -> None:
-    console.print(Text(text, style or ""), soft_wrap=not console.is_terminal)
+    # Not `is_terminal`: colours may be forced into a pipe, but its lines stay whole.
+    console.print(Text(text, style or ""), soft_wrap=not console.file.isatty())
 
 
 class _Handler(logging.Handler):
