@@ -23,13 +23,17 @@ from scalekv.policies import POLICIES
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "infinity" / "plain_square"
 
 
-def test_calibrate_writes_a_profile_that_generate_takes(answer: Callable, run: Callable, folder: Path) -> None:
+def test_calibrate_writes_a_profile_that_generate_takes(
+    answer: Callable, run: Callable, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "prompts.txt").write_text("a lighthouse\n\n  a cat \n", encoding="utf-8")
     found = answer("calibrate", "prompts.txt", "--out", "profile.json", "--queries", "16", "--name", "mine")
     profile = Profile.load("profile.json")
     assert (profile.model, profile.layers, profile.details["prompts"]) == ("mine", 6, 2)
     assert found["drafters"]
     assert Image.open(found["picture"]).width > 300
+    assert "without a profile" not in run("generate", "a").stderr
+    monkeypatch.setattr(Profile, "builtin", lambda name: None)
     assert "without a profile" in run("generate", "a").stderr
     assert "without a profile" not in run("generate", "a", "--profile", "profile.json").stderr
 

@@ -11,6 +11,7 @@ from scalekv.cli.output import quiet_libraries
 from scalekv.errors import InvalidInput
 from scalekv.models.catalog import model_names, model_spec
 from scalekv.models.footprint import ModelShape
+from scalekv.planning import Profile
 
 if TYPE_CHECKING:
     import torch
@@ -110,6 +111,7 @@ def open_model(name: str, dtype: str | None, device: str | None) -> InfinityPipe
     pipeline: InfinityPipeline
     if name in (TINY, TINY_CLASSES):
         made: Any = tiny_pipeline() if name == TINY else tiny_var_pipeline()
+        made.profile = Profile.builtin(name)
         pipeline = made.to(place)
         if dtype is not None:
             pipeline = pipeline.to(getattr(torch, dtype))
