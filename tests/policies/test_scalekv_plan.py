@@ -67,8 +67,9 @@ def test_without_exact_division_drafters_are_lossless():
     plan = published_plan("infinity-8b")
     capacity = [plan.layers[layer][0].capacity[8] for layer in range(40)]
     assert capacity[:3] == [921, 921, 921]
-    assert set(capacity[3:]) <= {628, 629}
-    assert sum(capacity) == 26000
+    assert set(capacity[3:]) <= {581, 582}, "628 or 629, less the room that the next drafters grow into"
+    assert max(plan.held_bytes(segment) for segment in range(13)) <= 26000 * 28 * plan.head_token_bytes
+    assert plan.drift_bytes <= 26000 * 28 * plan.head_token_bytes
 
 
 def test_first_trimmed_segment_follows_from_the_budget():

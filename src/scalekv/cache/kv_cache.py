@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -19,16 +19,19 @@ from scalekv.policies import Policy, SelectionView
 
 ProjectedQuery = Callable[[Tensor], Tensor]
 
+_TENSORS = ("key", "value", "origin", "memory")
+
 
 @dataclass
 class _Store:
-    """History of one head group: keys and values, and where each token came from if the policy wants to know."""
+    """History of one head group: keys and values, and the marks that the policy wants beside them."""
 
     plan: HeadGroup
     heads: Tensor | None
     key: Tensor | None = None
     value: Tensor | None = None
     origin: Tensor | None = None
+    memory: Tensor | None = None
 
 
 class KVCache:
@@ -60,6 +63,7 @@ class KVCache:
         self._segment: Segment | None = None
         self._next_layer = plan.geometry.layers
         self._observed: Tensor | None = None
+        self._observes_all = False
         self._segment_bytes: list[int] = []
         self._tokens_per_layer: tuple[float, ...] = (0.0,) * plan.geometry.layers
 
@@ -101,8 +105,9 @@ class KVCache:
         self._segment, self._next_layer = segment, 0
         self._segment_bytes.append(self.ledger.live)
         self._tokens_per_layer = tuple(self._held_tokens(stores) for stores in self._stores)
-        positions = self.policy.observation(segment) if self.plan.trims(segment.index) else ()
+        positions = self.policy.observation(segment) if self.plan.observes(segment.index) else ()
         self._observed = torch.tensor(positions, device=self.device) if positions else None
+        self._observes_all = len(positions) == segment.tokens
 
     def _held_tokens(self, stores: list[_Store]) -> float:
         held = sum(len(store.plan.heads) * store.key.shape[2] for store in stores if store.key is not None)
@@ -151,7 +156,7 @@ class KVCache:
             heads = store.heads
             with self.ledger.scratch(self.plan.gathered_bytes(store.plan, segment.index)):
                 own_query, own_key, own_value = query[:, heads], key[:, heads], value[:, heads]
-                watching = None if observed is None else observed[:, heads]
+                watching = own_query if observed is query else None if observed is None else observed[:, heads]
                 output[:, heads] = self._attend(layer, segment, store, own_query, own_key, own_value, watching)
         return output
 
@@ -172,7 +177,7 @@ class KVCache:
         if self._observed is None:
             return None
         if not self.policy.projected_observation:
-            return query.index_select(2, self._observed)
+            return query if self._observes_all else query.index_select(2, self._observed)
         if projected_query is None:
             raise RuntimeError("the policy scores with bare query projections, which this network does not offer")
         return projected_query(self._observed)
@@ -187,20 +192,45 @@ class KVCache:
         value: Tensor,
         observed: Tensor | None,
     ) -> Tensor:
-        last = self.plan.geometry.schedule.is_last(segment)
-        kept = 0 if last else store.plan.capacity[segment.index + 1]
-        if store.key is None and not kept:
+        plan, group, index = self.plan, store.plan, segment.index
+        kept, candidates = plan.carried(group, index), plan.candidates(group, index)
+        judged = plan.judges(group, index)
+        if store.key is None and not kept and not judged:
             return attention(query, key, value)
-        self._assemble(store, segment, key, value, keep=kept > 0)
-        assert store.key is not None
-        assert store.value is not None
-        output = attention(query, store.key, store.value)
-        self.watch(layer, segment, query, store.key)
+        self._assemble(store, segment, key, value, marked=kept > 0 or judged)
+        if plan.remembers(index):
+            self._remember(layer, segment, store, observed)
+        chosen = self._choose(layer, segment, store, observed) if judged else {}
+        output = self._read(layer, segment, store, query, chosen)
         if not kept:
             self._drop(store)
-        elif kept < store.key.shape[2]:
-            self._trim(layer, segment, store, kept, observed)
+        elif kept in chosen:
+            self._keep(store, chosen[kept])
+        elif group.sources is not None and kept < candidates:
+            self._keep_sources(store, segment)
+        for positions in chosen.values():
+            self.ledger.give(positions)
         return output
+
+    def _read(self, layer: int, segment: Segment, store: _Store, query: Tensor, chosen: Mapping[int, Tensor]) -> Tensor:
+        """Attention over what the plan lets ``store`` attend to; a set that is also carried is trimmed first."""
+        plan, group, index = self.plan, store.plan, segment.index
+        assert store.key is not None
+        assert store.value is not None
+        positions = chosen.get(plan.attended(group, index))
+        if positions is None or plan.attended(group, index) == plan.candidates(group, index):
+            output = attention(query, store.key, store.value)
+            self.watch(layer, segment, query, store.key)
+            return output
+        if plan.views(group, index):
+            key = self.ledger.take(copy_rows(store.key, positions))
+            value = self.ledger.take(copy_rows(store.value, positions))
+            output = attention(query, key, value)
+            self.ledger.give(key)
+            self.ledger.give(value)
+            return output
+        self._keep(store, positions)
+        return attention(query, store.key, store.value)
 
     def watch(self, layer: int, segment: Segment, query: Tensor, key: Tensor) -> None:
         """What attention has just read; a recording cache overrides this, the plain one does nothing.
@@ -212,17 +242,24 @@ class KVCache:
             key: ``(rows, heads, history + segment.tokens, head_dim)``.
         """
 
-    def _assemble(self, store: _Store, segment: Segment, key: Tensor, value: Tensor, keep: bool) -> None:
+    def _assemble(self, store: _Store, segment: Segment, key: Tensor, value: Tensor, marked: bool) -> None:
         """Grow the store by the current segment; each old tensor is freed before the next one grows."""
-        if not keep:
-            self.ledger.give(store.origin)
-            store.origin = None
+        if not marked:
+            self._forget(store)
         elif self.policy.tracks_origin:
             start = self.plan.geometry.schedule.start(segment.index)
             born = torch.arange(start, start + segment.tokens, dtype=torch.int32, device=self.device)
             store.origin = self._grow(store.origin, born.expand(*key.shape[:2], -1))
+        if marked and self.policy.remembers:
+            nothing = torch.zeros((), dtype=torch.float32, device=self.device)
+            store.memory = self._grow(store.memory, nothing.expand(*key.shape[:3]))
         store.key = self._grow(store.key, key)
         store.value = self._grow(store.value, value)
+
+    def _forget(self, store: _Store) -> None:
+        for name in ("origin", "memory"):
+            self.ledger.give(getattr(store, name))
+            setattr(store, name, None)
 
     def _grow(self, old: Tensor | None, new: Tensor) -> Tensor:
         held = 0 if old is None else old.shape[2]
@@ -234,44 +271,85 @@ class KVCache:
         self.ledger.give(old)
         return grown
 
-    def _trim(self, layer: int, segment: Segment, store: _Store, kept: int, observed: Tensor | None) -> None:
-        index = self._choose(layer, segment, store, kept, observed)
-        for name in ("key", "value", "origin"):
+    def _keep(self, store: _Store, positions: Tensor) -> None:
+        """Copy the survivors out, one tensor after the other, each freeing its source."""
+        for name in _TENSORS:
             candidates = getattr(store, name)
             if candidates is not None:
-                setattr(store, name, self.ledger.take(copy_rows(candidates, index)))
+                setattr(store, name, self.ledger.take(copy_rows(candidates, positions)))
                 self.ledger.give(candidates)
             del candidates
-        self.ledger.give(index)
 
-    def _choose(self, layer: int, segment: Segment, store: _Store, kept: int, observed: Tensor | None) -> Tensor:
-        """Flat positions of the survivors, ``(rows * heads * kept,)``."""
-        key, value, origin = store.key, store.value, store.origin
+    def _keep_sources(self, store: _Store, segment: Segment) -> None:
+        """Copy out the segments that the plan goes on to hold; the others go as a whole."""
+        assert store.plan.sources is not None
+        tokens = self.plan.geometry.schedule.tokens
+        there = (*store.plan.sources[segment.index], segment.index)
+        wanted = set(store.plan.sources[segment.index + 1])
+        for name in _TENSORS:
+            candidates = getattr(store, name)
+            if candidates is not None:
+                parts = candidates.split([tokens[source] for source in there], dim=2)
+                kept = [part for part, source in zip(parts, there, strict=True) if source in wanted]
+                setattr(store, name, self.ledger.take(torch.cat(kept, dim=2)))
+                self.ledger.give(candidates)
+            del candidates
+
+    def _views(
+        self, layer: int, segment: Segment, store: _Store, observed: Tensor | None, capacity: int
+    ) -> Iterator[tuple[slice, SelectionView]]:
+        """The candidates of some rows at a time, as many as the planned scratch allows."""
+        key, value, origin, memory = store.key, store.value, store.origin, store.memory
         assert key is not None
         assert value is not None
         rows, heads, candidates, _ = key.shape
-        index = self.ledger.take(torch.empty((rows, heads, kept), dtype=torch.int64, device=self.device))
         step = self.plan.scored_rows(heads, candidates)
+        window = None if self._observed is None else self._observed + (candidates - segment.tokens)
         with self.ledger.scratch(self.plan.choosing_bytes(heads, candidates)):
             for start in range(0, rows, step):
                 block = slice(start, start + step)
-                view = SelectionView(
-                    layer,
-                    store.plan.heads,
-                    self.plan.geometry.schedule,
-                    segment,
-                    kept,
-                    key[block],
-                    value[block],
-                    None if observed is None else observed[block],
-                    None if self._observed is None else self._observed + (candidates - segment.tokens),
-                    None if origin is None else origin[block],
+                yield (
+                    block,
+                    SelectionView(
+                        layer=layer,
+                        heads=store.plan.heads,
+                        schedule=self.plan.geometry.schedule,
+                        segment=segment,
+                        capacity=capacity,
+                        key=key[block],
+                        value=value[block],
+                        query=None if observed is None else observed[block],
+                        window=window,
+                        origin=None if origin is None else origin[block],
+                        memory=None if memory is None else memory[block],
+                        role=store.plan.role,
+                        profile=self.plan.profile,
+                    ),
                 )
-                index[block] = survivors(self.policy.score(view), kept)
-        return flat_positions(index, candidates)
+
+    def _remember(self, layer: int, segment: Segment, store: _Store, observed: Tensor | None) -> None:
+        """Let every candidate add up what it was worth to this segment."""
+        assert store.memory is not None
+        for block, view in self._views(layer, segment, store, observed, capacity=0):
+            store.memory[block] += self.policy.remember(view)
+
+    def _choose(self, layer: int, segment: Segment, store: _Store, observed: Tensor | None) -> dict[int, Tensor]:
+        """By size, the flat positions ``(rows * heads * size,)`` of the sets that the plan asks for, from one score."""
+        assert store.key is not None
+        rows, heads, candidates, _ = store.key.shape
+        sizes = self.plan.chosen(store.plan, segment.index)
+        chosen = {
+            size: self.ledger.take(torch.empty((rows, heads, size), dtype=torch.int64, device=self.device))
+            for size in sizes
+        }
+        for block, view in self._views(layer, segment, store, observed, capacity=sizes[0]):
+            score = self.policy.score(view)
+            for size, positions in chosen.items():
+                positions[block] = survivors(score, size)
+        return {size: flat_positions(positions, candidates) for size, positions in chosen.items()}
 
     def _drop(self, store: _Store) -> None:
-        for name in ("key", "value", "origin"):
+        for name in _TENSORS:
             self.ledger.give(getattr(store, name))
             setattr(store, name, None)
 

@@ -7,16 +7,20 @@ the figures that are measured.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from scalekv.planning.geometry import CacheGeometry, Convention
+from scalekv.planning.profile import Profile
 
 SELECTION_BYTES = 32
 """Bytes that choosing the survivors takes per candidate token of one head and one row (scores, marks, ranks)."""
 
 SCORING_BLOCK = 256
 """Candidate keys that are widened to float32 together while scores are computed."""
+
+QUERY_BLOCK = 64
+"""Observation queries whose logits exist together while scores are computed."""
 
 SCORING_LIMIT = 64 * 2**20
 """Rows are scored together as long as their scratch stays under this many bytes; one row always is."""
@@ -35,10 +39,18 @@ class HeadGroup:
     Args:
         heads: head indices, ascending.
         capacity: for every segment, the tokens of history (per head and row) that the segment reads.
+        attended: for every segment, the tokens of history and current segment together that it attends to; ``None``
+            for all of them. Fewer means that the candidates are judged before attention.
+        sources: for every segment, the earlier segments that are held whole, for policies that drop whole segments;
+            ``None`` for policies that score tokens.
+        role: what the policy calls these heads (``"contextual"``), for people and for its own scoring.
     """
 
     heads: tuple[int, ...]
     capacity: tuple[int, ...]
+    attended: tuple[int, ...] | None = None
+    sources: tuple[tuple[int, ...], ...] | None = None
+    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,8 +83,10 @@ class CachePlan:
         layers: head groups of every layer; the groups of a layer partition its heads.
         strict: whether ``peak_bytes`` (rather than ``nominal_bytes``) was held under ``limit_bytes``.
         origin_bytes: bytes kept per token, head and row to remember where a token came from (0 or 4).
+        memory_bytes: bytes kept per token, head and row for a score that adds up over segments (0 or 4).
         scoring_bytes: scratch per candidate token, head and row that scoring takes beside logits.
         observation: for every segment, the queries that score its candidates; empty for none anywhere.
+        profile: the calibration it was planned with, for policies whose scores need it.
 
     Raises:
         ValueError: heads not partitioned, or a capacity larger than what the layer can hold. A policy that builds
@@ -85,20 +99,25 @@ class CachePlan:
     layers: tuple[tuple[HeadGroup, ...], ...]
     strict: bool = False
     origin_bytes: int = 0
+    memory_bytes: int = 0
     scoring_bytes: int = 0
     observation: tuple[int, ...] = ()
+    profile: Profile | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.layers) != self.geometry.layers:
             raise ValueError(f"plan has {len(self.layers)} layers, geometry {self.geometry.layers}")
-        checked: set[tuple[int, ...]] = set()
+        checked: set[object] = set()
         for groups in self.layers:
             if sorted(head for group in groups for head in group.heads) != list(range(self.geometry.heads)):
                 raise ValueError("the head groups of a layer must partition its heads")
             for group in groups:
-                if group.capacity not in checked:
+                lists = (group.capacity, group.attended, group.sources)
+                if lists not in checked:
                     self._check_capacity(group.capacity)
-                    checked.add(group.capacity)
+                    self._check_attended(group)
+                    self._check_sources(group)
+                    checked.add(lists)
 
     def _check_capacity(self, capacity: tuple[int, ...]) -> None:
         tokens = self.geometry.schedule.tokens
@@ -108,10 +127,66 @@ class CachePlan:
             if not 0 <= capacity[index] <= capacity[index - 1] + tokens[index - 1]:
                 raise ValueError(f"capacity {capacity[index]} at segment {index} is more than can be held")
 
+    def _check_attended(self, group: HeadGroup) -> None:
+        attended = group.attended
+        if attended is None:
+            return
+        if group.sources is not None or len(attended) != len(group.capacity):
+            raise ValueError(f"expected one attended count per segment and no sources, got {attended}")
+        for segment, count in enumerate(attended):
+            if not 1 <= count <= self.candidates(group, segment):
+                raise ValueError(f"cannot attend to {count} tokens at segment {segment}")
+
+    def _check_sources(self, group: HeadGroup) -> None:
+        tokens, sources = self.geometry.schedule.tokens, group.sources
+        if sources is None:
+            return
+        for segment, held in enumerate(sources):
+            if sum(tokens[source] for source in held) != group.capacity[segment] or list(held) != sorted(set(held)):
+                raise ValueError(f"sources {held} at segment {segment} do not fill {group.capacity[segment]} tokens")
+            if segment and not set(held) <= {*sources[segment - 1], segment - 1}:
+                raise ValueError(f"sources {held} at segment {segment} were dropped before")
+
+    @property
+    def mark_bytes(self) -> int:
+        """Bytes kept per token, head and row beside key and value."""
+        return self.origin_bytes + self.memory_bytes
+
     @property
     def head_token_bytes(self) -> int:
-        """Bytes one kept token takes in one head, over all rows, its origin mark included."""
-        return self.geometry.head_token_bytes + self.geometry.rows * self.origin_bytes
+        """Bytes one kept token takes in one head, over all rows, its marks included."""
+        return self.geometry.head_token_bytes + self.geometry.rows * self.mark_bytes
+
+    def candidates(self, group: HeadGroup, segment: int) -> int:
+        """Tokens that ``group`` has at ``segment``: its history and the segment itself."""
+        return group.capacity[segment] + self.geometry.schedule.tokens[segment]
+
+    def attended(self, group: HeadGroup, segment: int) -> int:
+        """Tokens that ``group`` attends to at ``segment``."""
+        return self.candidates(group, segment) if group.attended is None else group.attended[segment]
+
+    def carried(self, group: HeadGroup, segment: int) -> int:
+        """Tokens that ``group`` keeps after ``segment``; 0 after the last."""
+        return group.capacity[segment + 1] if segment + 1 < len(group.capacity) else 0
+
+    def judges(self, group: HeadGroup, segment: int) -> bool:
+        """Whether candidates of ``group`` are scored at ``segment``."""
+        candidates = self.candidates(group, segment)
+        drops = group.sources is None and 0 < self.carried(group, segment) < candidates
+        return drops or self.attended(group, segment) < candidates
+
+    def observes(self, segment: int) -> bool:
+        """Whether any head group scores at ``segment``, or adds to a score that is used later."""
+        if self.memory_bytes:
+            return any(self._judged[segment:])
+        return self._judged[segment]
+
+    @cached_property
+    def _judged(self) -> tuple[bool, ...]:
+        groups = [group for layer in self.layers for group in layer]
+        return tuple(
+            any(self.judges(group, segment) for group in groups) for segment in range(len(self.geometry.schedule))
+        )
 
     def group_bytes(self, group: HeadGroup, segment: int) -> int:
         """Bytes of history that ``group`` holds for ``segment``; 0 past the last segment."""
@@ -160,6 +235,23 @@ class CachePlan:
         return elements * held * (convention.key_bytes + convention.value_bytes)
 
     @cached_property
+    def drift_bytes(self) -> int:
+        """The most history that is held at any moment, also while only some layers are done with a segment."""
+        return max(moment.after for moment in self.moments())
+
+    @cached_property
+    def attention_flops(self) -> int:
+        """Multiplications and additions of both attention products over the run, all rows, softmax not counted."""
+        tokens = self.geometry.schedule.tokens
+        pairs = sum(
+            len(group.heads) * tokens[segment] * self.attended(group, segment)
+            for groups in self.layers
+            for group in groups
+            for segment in range(len(tokens))
+        )
+        return 4 * self.geometry.head_dim * self.geometry.rows * pairs
+
+    @cached_property
     def mean_tokens(self) -> float:
         """Tokens per head and layer at the boundary where most is held."""
         schedule, layers = self.geometry.schedule, range(self.geometry.layers)
@@ -179,46 +271,75 @@ class CachePlan:
                 peak += self.observed_bytes(segment)
                 yield Moment(segment, layer, before, max(peak, held), held)
 
-    def trims(self, segment: int) -> bool:
-        """Whether any head group drops tokens after ``segment``."""
-        tokens = self.geometry.schedule.tokens
-        return segment + 1 < len(tokens) and any(
-            0 < group.capacity[segment + 1] < group.capacity[segment] + tokens[segment]
-            for groups in self.layers
-            for group in groups
-        )
-
     def observed_bytes(self, segment: int) -> int:
-        """Bytes of the observation queries of one layer, set aside while it works on ``segment``."""
-        queries = self.observation[segment] if self.observation and self.trims(segment) else 0
+        """Bytes of the observation queries of one layer, set aside while it works on ``segment``.
+
+        All queries of a segment are read where they are.
+        """
+        queries = self.observation[segment] if self.observation and self.observes(segment) else 0
+        if queries == self.geometry.schedule.tokens[segment]:
+            return 0
         return queries * self.geometry.layer_token_bytes // 2
 
     def gathered_bytes(self, group: HeadGroup, segment: int) -> int:
         """Bytes of the current query, key and value of ``group`` where it is only part of a layer's heads."""
         if len(group.heads) == self.geometry.heads:
             return 0
-        return 3 * len(group.heads) * self.geometry.schedule.tokens[segment] * self.geometry.head_token_bytes // 2
+        share = len(group.heads) * self.geometry.head_token_bytes // 2
+        observed = self.observed_bytes(segment) * len(group.heads) // self.geometry.heads
+        return 3 * share * self.geometry.schedule.tokens[segment] + observed
 
     def working_bytes(self, group: HeadGroup, segment: int) -> int:
         """The most that ``group`` itself allocates during ``segment``.
 
         Keys and values are assembled one after the other as [history ; current], each freeing its old copy, and
-        survivors are copied out one after the other too, so that at most half of a second copy ever exists.
+        survivors are copied out one after the other too, so that at most half of a second copy ever exists. Where
+        fewer tokens are attended than carried, or others, both halves of what is attended are a copy for a while.
         """
-        heads, rows = len(group.heads), self.geometry.rows
-        held = group.capacity[segment]
-        kept = 0 if segment + 1 == len(group.capacity) else group.capacity[segment + 1]
-        candidates = held + self.geometry.schedule.tokens[segment]
-        half = heads * self.geometry.head_token_bytes // 2
-        origin = heads * rows * self.origin_bytes
-        origins = origin * candidates if kept else 0
-        pool = 2 * half * candidates if held or kept else 0
-        moments = [(2 * half + origin) * held + origins, pool + origins + (half * held if pool else 0)]
-        if 0 < kept < candidates:
-            indices = heads * rows * kept * INDEX_BYTES
-            choosing = self.choosing_bytes(heads, candidates)
-            moments.append(pool + origins + indices + max(choosing, half * kept))
+        held, candidates = group.capacity[segment], self.candidates(group, segment)
+        kept, attended = self.carried(group, segment), self.attended(group, segment)
+        if not held and not kept and attended == candidates:
+            return self.gathered_bytes(group, segment)
+        half = len(group.heads) * self.geometry.head_token_bytes // 2
+        mark = len(group.heads) * self.geometry.rows * self.mark_bytes
+        judged = self.judges(group, segment)
+        marks = mark * candidates if kept or judged else 0
+        pool = 2 * half * candidates + marks
+        moments = [(2 * half + mark) * held + marks, pool + half * held]
+        if self.remembers(segment):
+            moments.append(pool + self.choosing_bytes(len(group.heads), candidates))
+        if judged:
+            moments.append(pool + self._judging_bytes(group, segment))
+        elif 0 < kept < candidates:
+            moments.append(pool + half * kept)
         return max(moments) + self.gathered_bytes(group, segment)
+
+    def remembers(self, segment: int) -> bool:
+        """Whether candidates add to their remembered score at ``segment``."""
+        return bool(self.memory_bytes) and self.observes(segment)
+
+    def _judging_bytes(self, group: HeadGroup, segment: int) -> int:
+        """Scratch beside the candidates from scoring to the copied survivors."""
+        heads, rows, candidates = len(group.heads), self.geometry.rows, self.candidates(group, segment)
+        half = heads * self.geometry.head_token_bytes // 2
+        index = heads * rows * INDEX_BYTES
+        sizes = self.chosen(group, segment)
+        indices = index * sum(sizes)
+        copies = max(half * size for size in sizes)
+        if self.views(group, segment):
+            copies = max(copies, 2 * half * self.attended(group, segment))
+        return indices + max(self.choosing_bytes(heads, candidates), copies)
+
+    def chosen(self, group: HeadGroup, segment: int) -> tuple[int, ...]:
+        """Sizes of the sets that are chosen at ``segment``, each once: what is attended, what is carried."""
+        candidates = self.candidates(group, segment)
+        sizes = (self.attended(group, segment), self.carried(group, segment))
+        return tuple(dict.fromkeys(size for size in sizes if 0 < size < candidates))
+
+    def views(self, group: HeadGroup, segment: int) -> bool:
+        """Whether what is attended is a passing copy: fewer than the candidates, and not what is carried."""
+        attended, kept = self.attended(group, segment), self.carried(group, segment)
+        return attended < self.candidates(group, segment) and kept not in (0, attended)
 
     def scored_rows(self, heads: int, candidates: int) -> int:
         """Rows of ``heads`` heads that are scored together; a strict plan scores one by one."""
@@ -231,7 +352,7 @@ class CachePlan:
         return self.scored_rows(heads, candidates) * self._row_bytes(heads, candidates)
 
     def _row_bytes(self, heads: int, candidates: int) -> int:
-        queries = max(self.observation, default=0)
+        queries = min(max(self.observation, default=0), QUERY_BLOCK)
         scores = candidates * (SELECTION_BYTES + self.scoring_bytes + FLOAT_BYTES * queries)
         widened = min(SCORING_BLOCK, candidates) * FLOAT_BYTES * (self.geometry.head_dim + queries) if queries else 0
         return heads * (scores + widened)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from scalekv.errors import BudgetError
 from scalekv.planning import (
@@ -14,18 +12,16 @@ from scalekv.planning import (
     BudgetLike,
     CacheGeometry,
     CachePlan,
-    HeadGroup,
     Profile,
     Schedule,
     Segment,
     format_bytes,
 )
-from scalekv.policies.checks import check_flag
+from scalekv.policies.checks import check_choice, check_flag
+from scalekv.policies.layers import Layers, bounded, dropped_before
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Layers = tuple[tuple[HeadGroup, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,10 @@ class SelectionView:
         window: ``(observed,)`` int64, the candidates whose queries were observed; ``None`` with ``query``.
         origin: ``(rows, heads, tokens)`` int32, each candidate's place in the sequence of all segments, if the
             policy tracks origins; else ``None``.
+        memory: ``(rows, heads, tokens)`` float32, what :meth:`Policy.remember` has added up for each candidate, if
+            the policy remembers; else ``None``.
+        role: the head group's, as the policy planned it.
+        profile: the calibration the plan was made with.
     """
 
     layer: int
@@ -57,6 +57,9 @@ class SelectionView:
     query: Tensor | None = None
     window: Tensor | None = None
     origin: Tensor | None = None
+    memory: Tensor | None = None
+    role: str = ""
+    profile: Profile | None = None
 
     @property
     def tokens(self) -> int:
@@ -71,20 +74,26 @@ class Policy(ABC):
     Args:
         budget: share of the lossless cache (``"10%"``, ``0.1``), bytes (``"512MiB"``) or ``"650 tokens"``.
         strict: hold the peak, scratch included, under the budget instead of the sum of capacities.
+        timing: ``"after"`` attends to all candidates and then drops; ``"before"`` drops first, so that attention is
+            cheaper too, and tokens of the current segment may go before they were ever attended. At the last segment
+            ``"before"`` attends to as many as the heads ever hold.
     """
 
     budget: BudgetLike = "10%"
     strict: bool = False
+    timing: Literal["after", "before"] = "after"
 
     name: ClassVar[str]
     source: ClassVar[str]
     summary: ClassVar[str]
     tracks_origin: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
     scoring_bytes: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         Budget.parse(self.budget)
         check_flag("strict", self.strict)
+        check_choice("timing", self.timing, ("after", "before"))
 
     @abstractmethod
     def allocate(self, geometry: CacheGeometry, slots: int, profile: Profile | None) -> Layers:
@@ -111,6 +120,19 @@ class Policy(ABC):
     def projected_observation(self) -> bool:
         """Whether scoring wants the bare query projection instead of the query attention uses."""
         return False
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the pool must hold inside a segment too, while some layers have grown and others not yet shrunk."""
+        return True
+
+    def remember(self, view: SelectionView) -> Tensor:
+        """What the current segment adds to ``view.memory``, broadcastable to ``(rows, heads, tokens)`` float32.
+
+        Called at every segment from which a later score can profit, if ``remembers`` is set; the sum is in
+        ``view.memory`` when candidates are scored, the current segment's part included.
+        """
+        raise TypeError(f"{self.name} remembers but has nothing to add")
 
     def score(self, view: SelectionView) -> Tensor:
         """Importance of every candidate, ``(rows, heads, tokens)`` float32; rows or heads are 1 if all keep the same.
@@ -156,21 +178,28 @@ class _PlanBuilder:
     def __init__(self, policy: Policy, geometry: CacheGeometry, profile: Profile | None) -> None:
         self.policy, self.geometry, self.profile = policy, geometry, profile
         self.origin_bytes = 4 if policy.tracks_origin else 0
-        self.slot_bytes = geometry.head_token_bytes + geometry.rows * self.origin_bytes
+        self.memory_bytes = 4 if policy.remembers else 0
+        self.slot_bytes = geometry.head_token_bytes + geometry.rows * (self.origin_bytes + self.memory_bytes)
         self.all_slots = geometry.layers * geometry.heads * geometry.schedule.history_tokens
         self.fewest = min(policy.fewest_slots(geometry), self.all_slots)
 
-    def _plan(self, slots: int, limit: int, rework: Callable[[Layers], Layers] | None = None) -> CachePlan:
+    def _plan(self, slots: int, limit: int) -> CachePlan:
         layers = self.policy.allocate(self.geometry, slots, self.profile)
+        if self.policy.bounded:
+            layers = bounded(layers, slots)
+        if self.policy.timing == "before":
+            layers = dropped_before(layers, self.geometry.schedule)
         return CachePlan(
             self.geometry,
             self.policy.name,
             limit,
-            rework(layers) if rework else layers,
+            layers,
             strict=self.policy.strict,
             origin_bytes=self.origin_bytes,
+            memory_bytes=self.memory_bytes,
             scoring_bytes=self.policy.scoring_bytes,
             observation=tuple(len(self.policy.observation(segment)) for segment in self.geometry.schedule),
+            profile=self.profile,
         )
 
     def _slots(self, limit: int) -> int:
@@ -184,16 +213,11 @@ class _PlanBuilder:
         return self._plan(slots, limit) if slots >= self.fewest else None
 
     def strict(self, limit: int) -> CachePlan | None:
-        """The plan with most slots whose peak fits, trimming early only if that leaves room for more."""
-        plain = self._most(limit, None)
-        early = self._most(limit, trimmed_early)
-        return max((plan for plan in (plain, early) if plan), key=lambda plan: plan.nominal_bytes, default=None)
-
-    def _most(self, limit: int, rework: Callable[[Layers], Layers] | None) -> CachePlan | None:
+        """The plan with most slots whose peak fits."""
         best, low, high = None, self.fewest, self._slots(limit)
         while low <= high:
             middle = (low + high + 1) // 2
-            plan = self._plan(middle, limit, rework)
+            plan = self._plan(middle, limit)
             if plan.peak_bytes <= limit:
                 best, low = plan, middle + 1
             else:
@@ -204,31 +228,4 @@ class _PlanBuilder:
         """The smallest feasible budget in bytes."""
         if not self.policy.strict:
             return min(self.fewest * self.slot_bytes, self.geometry.lossless_bytes)
-        plans = [self._plan(self.fewest, 0, rework) for rework in (None, trimmed_early)]
-        return min(plan.peak_bytes for plan in plans)
-
-
-def trimmed_early(layers: Layers) -> Layers:
-    """Let layers that shrink at the next segment shrink one segment sooner [ours].
-
-    Layers are trimmed one after another, so growing layers peak before the shrinking ones make room.
-    """
-
-    def sooner(capacity: Sequence[int]) -> tuple[int, ...]:
-        return (*(min(now, later) for now, later in pairwise(capacity)), capacity[-1])
-
-    return tuple(tuple(HeadGroup(group.heads, sooner(group.capacity)) for group in groups) for groups in layers)
-
-
-def dense(geometry: CacheGeometry, capacities: Sequence[Sequence[int]]) -> Layers:
-    """One head group per layer holding all heads; ``capacities[layer][segment]``."""
-    heads = tuple(range(geometry.heads))
-    return tuple((HeadGroup(heads, tuple(capacity)),) for capacity in capacities)
-
-
-def uniform(geometry: CacheGeometry, slots: int) -> Layers:
-    """The same capacity for every layer and head: what arrives is kept up to an equal share of the pool."""
-    share = slots // (geometry.layers * geometry.heads)
-    schedule = geometry.schedule
-    capacity = tuple(min(share, schedule.start(index)) for index in range(len(schedule)))
-    return dense(geometry, [capacity] * geometry.layers)
+        return self._plan(self.fewest, 0).peak_bytes

@@ -18,6 +18,27 @@ def check_whole(name: str, value: Any, least: int | None = None) -> None:
         raise InvalidInput(f"{name} must be a whole number{bound}; got {value!r}.")
 
 
+def check_odd(name: str, value: Any) -> None:
+    """Refuse anything but an odd whole number from 1: the width of a pool that is centred on its token.
+
+    Raises:
+        InvalidInput: names the hyper-parameter and the value.
+    """
+    check_whole(name, value, least=1)
+    if value % 2 == 0:
+        raise InvalidInput(f"{name} must be odd; got {value}.")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Refuse anything but a number in 0..1.
+
+    Raises:
+        InvalidInput: names the hyper-parameter and the value.
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise InvalidInput(f"{name} must be a number in 0..1; got {value!r}.")
+
+
 def check_flag(name: str, value: Any) -> None:
     """Refuse anything but ``True`` and ``False``.
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from scalekv.planning import BudgetLike, CacheGeometry, Profile
-from scalekv.policies.base import Layers, Policy, dense
+from scalekv.policies.base import Policy
+from scalekv.policies.layers import Layers, dense
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from scalekv.planning import CacheGeometry, Profile
-from scalekv.policies.base import Layers, Policy, SelectionView, uniform
+from scalekv.policies.base import Policy, SelectionView
 from scalekv.policies.checks import check_whole
+from scalekv.policies.layers import Layers, uniform
 
 if TYPE_CHECKING:
     from torch import Tensor

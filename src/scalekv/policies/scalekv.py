@@ -6,11 +6,12 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from scalekv.errors import InvalidInput, ProfileError
+from scalekv.errors import ProfileError
 from scalekv.planning import CacheGeometry, Profile, Segment
-from scalekv.policies.base import Layers, Policy, SelectionView, dense
-from scalekv.policies.checks import check_choice, check_flag, check_whole
-from scalekv.policies.observation import patch_centers
+from scalekv.policies.base import SelectionView
+from scalekv.policies.checks import check_choice, check_flag, check_odd, check_share, check_whole
+from scalekv.policies.layers import Layers, dense
+from scalekv.policies.observation import ObservingPolicy, patch_centers
 from scalekv.policies.roles import PoolSplit, choose_drafters
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ScaleKV(Policy):
+class ScaleKV(ObservingPolicy):
     """Layers that spread attention over earlier scales (drafters) keep much, the others (refiners) share the rest.
 
     Source: Li et al., "Memory-Efficient Visual Autoregressive Modeling with Scale-Aware KV Cache Compression",
@@ -31,14 +32,18 @@ class ScaleKV(Policy):
     Args:
         budget: see :class:`Policy`; the paper's 10 % is ``"650 tokens"`` at 1M pixels, 1:1.
         strict: see :class:`Policy`.
+        timing: see :class:`Policy`; the paper drops after attention.
+        queries: see :class:`Observation`; ``"centers"`` (paper) protects its queries from being dropped. Others are
+            [ours], are named in every report, and protect nothing; on the built-in model they keep pictures closer.
         scorer: ``"attention"`` sums the softmax attention of the window (eq. 5); ``"projection"`` is what the released
             code computes instead: logits of bare query projections over sqrt(head_dim), without softmax.
         pooling: ``"average"`` (paper), ``"max"`` (released code) or ``"none"`` [ours] along the kept sequence.
         pool_width: odd width of the pool; 5 in the released code, the paper gives none.
         centered: patch centres that suit sides which are no multiple of 8 [ours].
         refiner_floor: least tokens of a refiner where drafters would take all; 200 reproduces 8B.
-        exact_division: only capacities that use the pool to the last token, as published; else drafters are
-            lossless where they can be and left-over tokens go to refiners in layer order [ours].
+        exact_division: only capacities that use the pool to the last token, as published; they hold between
+            segments, and inside one the layers together may hold more. Else drafters are lossless where they can be,
+            left-over tokens go to refiners in layer order, and the pool holds at every moment [ours].
         drafter_share: share of the trimmed (layer, segment) pairs that become drafters when the profile carries no
             published roles; 1/15 is the published mean (24 of 360 pairs).
 
@@ -46,6 +51,7 @@ class ScaleKV(Policy):
         InvalidInput: an unknown scorer or pooling, an even pool width, a negative floor or a share outside [0, 1].
     """
 
+    queries: str = "centers"
     scorer: Literal["attention", "projection"] = "attention"
     pooling: Literal["average", "max", "none"] = "average"
     pool_width: int = 5
@@ -63,14 +69,11 @@ class ScaleKV(Policy):
         super().__post_init__()
         check_choice("scorer", self.scorer, ("attention", "projection"))
         check_choice("pooling", self.pooling, ("average", "max", "none"))
-        check_whole("pool_width", self.pool_width, least=1)
+        check_odd("pool_width", self.pool_width)
         check_whole("refiner_floor", self.refiner_floor, least=0)
         check_flag("centered", self.centered)
         check_flag("exact_division", self.exact_division)
-        if self.pool_width % 2 == 0:
-            raise InvalidInput(f"pool_width must be odd; got {self.pool_width}.")
-        if not isinstance(self.drafter_share, (int, float)) or not 0 <= self.drafter_share <= 1:
-            raise InvalidInput(f"drafter_share must be a number in 0..1; got {self.drafter_share!r}.")
+        check_share("drafter_share", self.drafter_share)
 
     def allocate(self, geometry: CacheGeometry, slots: int, profile: Profile | None) -> Layers:
         """Capacities per layer and segment; without a profile all layers are equal, and a warning says so."""
@@ -81,7 +84,7 @@ class ScaleKV(Policy):
         capacities = [[0] for _ in range(layers)]
         for index in range(1, len(schedule)):
             available = [tokens + schedule[index - 1].tokens for tokens in held]
-            window = len(self.observation(schedule[index - 1]))
+            window = len(self.observation(schedule[index - 1])) if self.queries == "centers" else 0
             split = PoolSplit(pool, max(self.refiner_floor, window), self.exact_division)
             held = split(available, drafters.get(index, ()))
             for layer, capacity in enumerate(held):
@@ -108,8 +111,13 @@ class ScaleKV(Policy):
         return choose_drafters(profile.statistics["asi"], trimmed, self.drafter_share)
 
     def observation(self, segment: Segment) -> tuple[int, ...]:
-        """The centres of 4 x 4 patches."""
-        return patch_centers(segment, self.centered)
+        """The positions that ``queries`` picks, by default the centres of 4 x 4 patches."""
+        return patch_centers(segment, self.centered) if self.queries == "centers" else super().observation(segment)
+
+    @property
+    def bounded(self) -> bool:
+        """Published capacities stay as they are, unless the budget is strict."""
+        return self.strict or not self.exact_division
 
     @property
     def projected_observation(self) -> bool:
@@ -122,19 +130,15 @@ class ScaleKV(Policy):
         The paper requires capacities of at least the window. Below that the window competes like all others [ours],
         where keeping a part of it would leave no room for any history.
         """
-        import torch.nn.functional as F
-
-        from scalekv.policies.scoring import window_attention, window_logits
+        from scalekv.policies.scoring import pooled, window_attention, window_projection
 
         assert view.window is not None
-        protects = view.capacity >= len(view.window)
+        protects = self.queries == "centers" and view.capacity >= len(view.window)
         if self.scorer == "attention":
             score = window_attention(view)
         else:
-            score = window_logits(view).sum(-2).div_(view.key.shape[-1] ** 0.5)
+            score = window_projection(view).div_(view.key.shape[-1] ** 0.5)
             if protects:
                 score.index_fill_(-1, view.window, -float("inf"))
-        if self.pooling != "none":
-            pool = F.avg_pool1d if self.pooling == "average" else F.max_pool1d
-            score = pool(score, self.pool_width, stride=1, padding=self.pool_width // 2)
+        score = pooled(score, self.pooling, self.pool_width)
         return score.index_fill_(-1, view.window, float("inf")) if protects else score

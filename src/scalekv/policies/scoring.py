@@ -2,35 +2,75 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
 
-from scalekv.planning.plan import SCORING_BLOCK
+from scalekv.planning.plan import QUERY_BLOCK, SCORING_BLOCK
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from scalekv.policies.base import SelectionView
 
+Pooling = Literal["average", "max", "none"]
 
-def window_logits(view: SelectionView) -> Tensor:
-    """Logits of the observation queries, ``(rows, heads, observed, tokens)`` float32.
+
+def window_logits(view: SelectionView) -> Iterator[Tensor]:
+    """Logits of the observation queries, some queries at a time: ``(rows, heads, at most 64, tokens)`` float32.
 
     16-bit keys are widened block by block, so that logits are not rounded to 16 bits and no second copy of the keys
-    exists.
+    exists. The tensor may be changed by the caller; it is used again for the next queries.
     """
     import torch
 
     assert view.query is not None
-    query = view.query.float()
-    logits = torch.empty((*query.shape[:-1], view.tokens), dtype=torch.float32, device=query.device)
-    for start in range(0, view.tokens, SCORING_BLOCK):
-        keys = view.key[..., start : start + SCORING_BLOCK, :].float()
-        logits[..., start : start + SCORING_BLOCK] = query @ keys.transpose(-1, -2)
-    return logits
+    rows, heads, observed, _ = view.query.shape
+    size = min(observed, QUERY_BLOCK)
+    buffer = torch.empty((rows, heads, size, view.tokens), dtype=torch.float32, device=view.query.device)
+    for first in range(0, observed, size):
+        query = view.query[:, :, first : first + size].float()
+        logits = buffer[:, :, : query.shape[2]]
+        for start in range(0, view.tokens, SCORING_BLOCK):
+            keys = view.key[..., start : start + SCORING_BLOCK, :].float()
+            logits[..., start : start + SCORING_BLOCK] = query @ keys.transpose(-1, -2)
+        yield logits
+
+
+def window_weights(view: SelectionView) -> Iterator[Tensor]:
+    """Softmax attention of the observation queries over all candidates, as :func:`window_logits` yields them."""
+    for logits in window_logits(view):
+        logits.sub_(logits.amax(-1, keepdim=True)).exp_()
+        yield logits.div_(logits.sum(-1, keepdim=True))
 
 
 def window_attention(view: SelectionView) -> Tensor:
     """Softmax attention over all candidates, summed over the observation queries: ``(rows, heads, tokens)``."""
-    logits = window_logits(view)
-    logits.sub_(logits.amax(-1, keepdim=True)).exp_()
-    return logits.div_(logits.sum(-1, keepdim=True)).sum(-2)
+    return _summed(weights.sum(-2) for weights in window_weights(view))
+
+
+def window_projection(view: SelectionView) -> Tensor:
+    """Bare logits summed over the observation queries: ``(rows, heads, tokens)``."""
+    return _summed(logits.sum(-2) for logits in window_logits(view))
+
+
+def _summed(parts: Iterator[Tensor]) -> Tensor:
+    total = next(parts)
+    for part in parts:
+        total += part
+    return total
+
+
+def pooled(score: Tensor, pooling: Pooling, width: int) -> Tensor:
+    """Average or maximum over ``width`` neighbours in cache order, stride 1; outside counts as 0 in an average.
+
+    Args:
+        score: ``(rows, heads, tokens)``.
+        pooling: ``"none"`` returns ``score``.
+        width: odd.
+    """
+    import torch.nn.functional as F
+
+    if pooling == "none":
+        return score
+    pool = F.avg_pool1d if pooling == "average" else F.max_pool1d
+    return pool(score, width, stride=1, padding=width // 2)
