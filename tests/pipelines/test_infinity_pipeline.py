@@ -191,6 +191,13 @@ def test_forced_bits_are_drawn_as_they_are(pipeline: InfinityPipeline) -> None:
     torch.testing.assert_close(latent, torch.full_like(latent, 10 / 4))
 
 
+def test_what_was_drawn_can_be_drawn_again(pipeline: InfinityPipeline) -> None:
+    first = draw(pipeline)
+    assert [bits.shape[1:3] for bits in first.drawn] == [(one.height, one.width) for one in first.schedule]
+    again = draw(pipeline, "a bear", forced_bits=first.drawn, generator=seeded(9))
+    assert equal(again, first)
+
+
 def test_an_empty_and_an_endless_prompt(pipeline: InfinityPipeline, caplog: pytest.LogCaptureFixture) -> None:
     assert draw(pipeline, "").images.shape == (1, 256, 256, 3)
     with caplog.at_level(logging.WARNING, logger="scalekv"):

@@ -80,6 +80,12 @@ def test_a_seed_decides_everything(pipeline: VARPipeline) -> None:
         assert not np.array_equal(draw(pipeline).images, other.images)
 
 
+def test_what_was_drawn_can_be_drawn_again(pipeline: VARPipeline) -> None:
+    first = draw(pipeline)
+    again = draw(pipeline, 9, forced_tokens=first.drawn, generator=seeded(9))
+    assert np.array_equal(again.images, first.images)
+
+
 def test_a_batch_gives_each_image_what_it_gets_alone(pipeline: VARPipeline) -> None:
     options = {"kv_cache": SlidingWindow(budget="30%")}
     batch = draw(pipeline, [3, 207, 5], generator=[seeded(i) for i in range(3)], **options)

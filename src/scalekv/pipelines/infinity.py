@@ -260,5 +260,6 @@ class InfinityPipeline(NextScalePipeline):
             schedule=resolved.schedule,
             seeds=arguments.seeds_of(generators, len(prompts) * copies),
             truncated=text.truncated,
+            drawn=drawn.bits,
             interrupted=len(drawn.bits) < len(resolved.schedule),
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffusers.utils import BaseOutput
+from torch import Tensor
 
 from scalekv.cache import CacheReport
 from scalekv.planning import Schedule
@@ -24,6 +25,8 @@ class InfinityPipelineOutput(BaseOutput):
         seeds: one per image, the initial seed of its generator; ``None`` where no generator was given. One generator
             for several images repeats its seed.
         truncated: indices of the prompts that were longer than the text encoder reads.
+        drawn: per drawn segment the bits (images, latent height, latent width, codebook bits) uint8, in the form that
+            ``forced_bits`` takes.
         interrupted: whether ``pipeline.interrupt`` ended the call before the last segment.
     """
 
@@ -32,6 +35,7 @@ class InfinityPipelineOutput(BaseOutput):
     schedule: Schedule
     seeds: list[int | None]
     truncated: list[int]
+    drawn: list[Tensor]
     interrupted: bool = False
 
 
@@ -46,6 +50,7 @@ class VARPipelineOutput(BaseOutput):
         schedule: the segments that were drawn.
         seeds: one per image, as in :class:`InfinityPipelineOutput`.
         labels: class of every image; -1 is none.
+        drawn: per drawn segment the tokens (images, height, width) int64, in the form that ``forced_tokens`` takes.
         interrupted: whether ``pipeline.interrupt`` ended the call before the last segment.
     """
 
@@ -54,4 +59,5 @@ class VARPipelineOutput(BaseOutput):
     schedule: Schedule
     seeds: list[int | None]
     labels: list[int]
+    drawn: list[Tensor]
     interrupted: bool = False

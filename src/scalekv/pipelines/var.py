@@ -216,5 +216,6 @@ class VARPipeline(NextScalePipeline):
             schedule=schedule,
             seeds=arguments.seeds_of(generators, images),
             labels=labels,
+            drawn=drawn.tokens,
             interrupted=len(drawn.tokens) < len(schedule),
         )
