@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -15,39 +14,17 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 from driving import moments, reference, run, steps, tensors
+from methods import OddSegments, PerHead, Remembering, TwoBudgets
 
 from live_bytes import LiveBytes
 from scalekv.cache import KVCache
 from scalekv.errors import BudgetError
-from scalekv.planning import CacheGeometry, HeadGroup, Profile, Schedule
+from scalekv.planning import CacheGeometry, Profile, Schedule
 from scalekv.policies import Full, Policy, Random, ScaleKV, SlidingWindow, StreamingLLM
 from strategies import geometries, policies, profiles
 
 SCHEDULE = Schedule.from_sides([1, 2, 3, 5, 6])
 GEOMETRY = CacheGeometry(3, 2, 8, SCHEDULE, batch=2, guidance=2, element_bytes=4)
-
-
-@dataclass(frozen=True)
-class PerHead(Policy):
-    """Head 0 keeps the newest tokens it may, the other heads one token: groups of unequal length."""
-
-    name: ClassVar[str] = "per_head"
-    scoring_bytes: ClassVar[int] = 0
-    tracks_origin: ClassVar[bool] = True
-
-    def allocate(self, geometry, slots, profile):
-        each = slots // geometry.layers
-        schedule = geometry.schedule
-        starts = [schedule.start(index) for index in range(len(schedule))]
-        small = tuple(min(start, 1) for start in starts)
-        large = tuple(min(start, each - geometry.heads + 1) for start in starts)
-        rest = tuple(range(1, geometry.heads))
-        groups = (HeadGroup((0,), large), *((HeadGroup(rest, small),) if rest else ()))
-        return (groups,) * geometry.layers
-
-    def score(self, view):
-        assert view.origin is not None
-        return view.origin.float()
 
 
 SMALL = 2048  # bytes: index lists of a few entries per head
@@ -59,6 +36,14 @@ COMPRESSING = [
     StreamingLLM(),
     Random(),
     PerHead(),
+    PerHead(timing="before"),
+    ScaleKV(queries="all"),
+    ScaleKV(queries="uniform:7", timing="before"),
+    SlidingWindow(timing="before"),
+    TwoBudgets(read=30),
+    TwoBudgets(read=300, queries="all"),
+    Remembering(),
+    Remembering(timing="before"),
 ]
 
 
@@ -115,7 +100,7 @@ def check_every_moment(cache: KVCache, geometry: CacheGeometry) -> None:
         cache.ledger.mark()
 
 
-@pytest.mark.parametrize("policy", [Full(), *COMPRESSING], ids=str)
+@pytest.mark.parametrize("policy", [Full(), OddSegments(), *COMPRESSING], ids=str)
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize(("head_dim", "dtype"), [(4, torch.float32), (4, torch.bfloat16), (32, torch.float32)])
 def test_an_independent_witness_sees_no_more_than_planned(policy, strict, head_dim, dtype):
@@ -125,9 +110,9 @@ def test_an_independent_witness_sees_no_more_than_planned(policy, strict, head_d
     """
     sides = [1, 3, 6, 12, 16, 20]
     geometry = CacheGeometry(3, 4, head_dim, Schedule.from_sides(sides), batch=2, element_bytes=dtype.itemsize)
-    budget = "100%" if policy == Full() else "20%"
+    budget = "100%" if type(policy) in (Full, OddSegments) else "20%"
     if strict:
-        budget = 3 * geometry.lossless_bytes if policy == Full() else "80%"
+        budget = replace(policy, budget=budget).plan(geometry).peak_bytes
     policy = replace(policy, budget=budget, strict=strict)
     with LiveBytes() as witness, KVCache(policy.plan(geometry), policy, dtype=dtype) as cache:
         planned = moments(cache)

@@ -204,7 +204,7 @@ class KVCache:
         output = self._read(layer, segment, store, query, chosen)
         if not kept:
             self._drop(store)
-        elif kept in chosen:
+        elif kept in chosen and kept != plan.attended(group, index):
             self._keep(store, chosen[kept])
         elif group.sources is not None and kept < candidates:
             self._keep_sources(store, segment)
