@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalekv.builtin import builtin_folder
 from scalekv.cli.files import expanded
 from scalekv.cli.output import quiet_libraries
 from scalekv.errors import InvalidInput
@@ -25,13 +26,18 @@ TINY_CLASSES = "tiny-random-var"
 """The same, drawing classes."""
 
 
+def model_path(name: str) -> Path:
+    """Where a model folder of that name is: in the package, else in the user's file system, there or not."""
+    return builtin_folder(name) or expanded(name)
+
+
 def check_model(name: str) -> None:
     """Refuse what cannot be loaded, before anything heavy is imported.
 
     Raises:
         InvalidInput: a known model whose weights are not here, or neither a folder nor a hub name.
     """
-    path = expanded(name)
+    path = model_path(name)
     if name in (TINY, TINY_CLASSES):
         return
     if path.is_dir():
@@ -65,7 +71,7 @@ def check_subject(name: str, classes: bool, pipeline: Any = None) -> None:
     if pipeline is not None:
         kind = type(pipeline).__name__
     else:
-        kind = "VARPipeline" if name == TINY_CLASSES else _stored_kind(expanded(name))
+        kind = "VARPipeline" if name == TINY_CLASSES else _stored_kind(model_path(name))
     if kind == "VARPipeline" and not classes:
         raise InvalidInput(f"{name} draws classes, not prompts; write --class 207 or --class 'golden retriever'.")
     if kind == "InfinityPipeline" and classes:
@@ -107,7 +113,7 @@ def open_model(name: str, dtype: str | None, device: str | None) -> InfinityPipe
     quiet_libraries()
     from scalekv.pipelines import load_pipeline, tiny_pipeline, tiny_var_pipeline
 
-    folder = expanded(name)
+    folder = model_path(name)
     pipeline: InfinityPipeline
     if name in (TINY, TINY_CLASSES):
         made: Any = tiny_pipeline() if name == TINY else tiny_var_pipeline()

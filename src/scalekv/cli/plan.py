@@ -6,8 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from scalekv.cli.files import expanded
-from scalekv.cli.loading import TINY, TINY_CLASSES, open_model, shape_of_pipeline
+from scalekv.cli.loading import TINY, TINY_CLASSES, model_path, open_model, shape_of_pipeline
 from scalekv.cli.options import (
     CACHE,
     DTYPES,
@@ -114,7 +113,7 @@ def find_shape(model: str) -> ModelShape:
     """
     if model in (TINY, TINY_CLASSES):
         return shape_of_pipeline(open_model(model, None, "cpu"), model)
-    path = expanded(model)
+    path = model_path(model)
     if not path.exists():
         if "/" in model or path.suffix:
             raise InvalidInput(f"There is no model at {model}; give a folder or one of {', '.join(model_names())}.")

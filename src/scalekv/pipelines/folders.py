@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 
+from scalekv.builtin import builtin_folder
 from scalekv.errors import CheckpointError, InvalidInput
 from scalekv.models import infinity, var
 from scalekv.models.assembly import compare
@@ -58,12 +59,12 @@ def _no_index(folder: Path) -> str:
 
 
 def local_folder(pipeline: Any, name: str | Path, options: Mapping[str, Any]) -> Path:
-    """The folder of a pipeline, downloaded if ``name`` is a hub name.
+    """The folder of a pipeline: of the package, of the user, or downloaded if ``name`` is a hub name.
 
     Raises:
         InvalidInput: neither a folder nor a hub name that can be reached.
     """
-    path = Path(name)
+    path = builtin_folder(name) or Path(name)
     if path.exists():
         return path
     if not _HUB_NAME.fullmatch(str(name)):
