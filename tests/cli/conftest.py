@@ -25,7 +25,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(place)
     # Processes that a test starts find the package from any folder.
     monkeypatch.setenv("PYTHONPATH", str(Path(scalekv.__file__).parents[1]))
-    for name in ("MODEL", "BUDGET", "POLICY", "SIZE", "ASPECT", "SEED", "OUT", "DTYPE", "DEVICE", "MEMORY"):
+    for name in (
+        "MODEL",
+        "BUDGET",
+        "POLICY",
+        "SIZE",
+        "ASPECT",
+        "SEED",
+        "OUT",
+        "DTYPE",
+        "DEVICE",
+        "MEMORY",
+        "POLICIES",
+        "BUDGETS",
+    ):
         monkeypatch.delenv(f"SCALEKV_{name}", raising=False)
     return place
 

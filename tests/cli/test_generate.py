@@ -187,7 +187,7 @@ def test_out_of_memory_is_said(run: Callable, folder: Path, monkeypatch, kind: s
     def exhausted(*_: object, **__: object) -> None:
         raise errors[kind]
 
-    monkeypatch.setattr(Run, "_pictures", exhausted)
+    monkeypatch.setattr(Run, "pictures", exhausted)
     result = run("generate", "a")
     assert result.exit_code == 3
     assert "--budget" in result.stderr
@@ -199,7 +199,7 @@ def test_bugs_keep_their_traceback(run: Callable, monkeypatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(Run, "_pictures", broken)
+    monkeypatch.setattr(Run, "pictures", broken)
     with pytest.raises(ZeroDivisionError):
         run("generate", "a")
 

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from scalekv._version import __version__
 from scalekv.cli.calibrate import calibrate
+from scalekv.cli.compare import compare
 from scalekv.cli.convert import convert
 from scalekv.cli.env import env
 from scalekv.cli.generate import generate
@@ -89,7 +90,7 @@ def scalekv(
         typer.echo(context.get_help())
 
 
-for _command in (generate, plan, calibrate, convert, info, methods, env):
+for _command in (generate, compare, plan, calibrate, convert, info, methods, env):
     app.command()(_command)
 
 

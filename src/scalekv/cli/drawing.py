@@ -16,7 +16,6 @@ from scalekv.policies import Full, Policy
 
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
 
     from scalekv.cache import CacheReport, KVCache
     from scalekv.cli.output import Steps
@@ -33,7 +32,6 @@ class Request:
         copies: images of each prompt.
         seed: of the first image; image i has ``seed + i``.
         paths: one per image.
-        policy: how to hold the cache.
         profile: calibration to use instead of the model's own.
         arguments: further arguments of the pipeline.
     """
@@ -42,7 +40,6 @@ class Request:
     copies: int
     seed: int
     paths: list[Path]
-    policy: Policy
     profile: Profile | None
     arguments: dict[str, Any]
 
@@ -92,32 +89,39 @@ class _Opener:
 
 
 class Run:
-    """One request on one pipeline."""
+    """One request on one pipeline, drawn with one policy or several."""
 
     def __init__(self, output: Output, model: str, pipeline: InfinityPipeline, request: Request) -> None:
         self.output, self.model, self.pipeline, self.request = output, model, pipeline, request
 
-    def draw(self, compare: bool) -> None:
+    def draw(self, policy: Policy, compare: bool) -> None:
         """Draw, write and report."""
         from scalekv.cli.pictures import write_png
 
         begin = time.perf_counter()
-        drawn = self._pictures(self.request.policy)
-        full = self._pictures(Full()) if compare else None
-        origins = [self._origin(image, drawn) for image in range(len(self.request.paths))]
+        drawn = self.pictures(policy)
+        full = self.pictures(Full()) if compare else None
+        settings = {**self.settings(drawn), **policy_settings(policy)}
+        origins = [self.origin(image, settings) for image in range(len(self.request.paths))]
         for picture, path, origin in zip(drawn.images, self.request.paths, origins, strict=True):
             write_png(picture, path, origin)
-        comparisons = [] if full is None else self._compare(drawn, full, origins)
+        comparisons = [] if full is None else self._compare(policy, drawn, full, origins)
         seconds = time.perf_counter() - begin
         self._report(drawn.cache, comparisons)
-        self.output.result(self._as_dict(drawn, full, comparisons, seconds))
+        self.output.result({**self._as_dict(drawn, full, comparisons, seconds), **settings})
 
-    def _pictures(self, policy: Policy) -> InfinityPipelineOutput:
+    def pictures(self, policy: Policy) -> InfinityPipelineOutput:
+        """Draw all images of the request under ``policy``.
+
+        Raises:
+            BudgetError: the budget of the policy cannot be met.
+            ProfileError: a profile that does not fit the model, or lacks what the policy needs.
+        """
         import torch
 
         request = self.request
         generators = [torch.Generator(device="cpu").manual_seed(seed) for seed in request.seeds]
-        with self.output.progress(policy.name) as steps:
+        with self.output.progress(f"{policy.name} {budget_of(policy)}") as steps:
             opener = _Opener(self.output, self.pipeline, policy, request.profile, steps)
 
             def on_segment(*_: Any) -> dict[str, Any]:
@@ -140,18 +144,20 @@ class Run:
     def _copies(self) -> str:
         return "num_images_per_class" if hasattr(self.pipeline, "class_names") else "num_images_per_prompt"
 
-    def _origin(self, image: int, drawn: InfinityPipelineOutput) -> Origin:
+    def origin(self, image: int, settings: dict[str, Any]) -> Origin:
+        """How ``image`` was made, under the ``settings`` of its run and policy."""
         from scalekv.cli.pictures import Origin
 
         return Origin(
             self.request.prompt_of(image),
             self.request.arguments.get("negative_prompt"),
             self.request.seeds[image],
-            self._settings(drawn),
+            settings,
         )
 
-    def _settings(self, drawn: InfinityPipelineOutput) -> dict[str, Any]:
-        policy, defaults = self.request.policy, self.pipeline.scheduler.config
+    def settings(self, drawn: InfinityPipelineOutput) -> dict[str, Any]:
+        """What pictures were drawn with, but for the policy."""
+        defaults = self.pipeline.scheduler.config
         width, height = drawn.images[0].size
         sampling = {
             name: self.request.arguments.get(key, defaults.get(key))
@@ -164,9 +170,6 @@ class Run:
         }
         return {
             "model": self.model,
-            "method": policy.name,
-            "budget": policy.settings()["budget"],
-            "policy_settings": policy.settings(),
             "width": width,
             "height": height,
             "segments": len(drawn.schedule),
@@ -176,43 +179,40 @@ class Run:
         }
 
     def _compare(
-        self, drawn: InfinityPipelineOutput, full: InfinityPipelineOutput, origins: list[Origin]
+        self, policy: Policy, drawn: InfinityPipelineOutput, full: InfinityPipelineOutput, origins: list[Origin]
     ) -> list[dict[str, Any]]:
         from scalekv.cli.pictures import psnr, write_png
+        from scalekv.evaluation.report.sheet import Row, Sheet, Tile
 
-        comparisons = []
+        share = f" for {len(self.request.paths)} images" if len(self.request.paths) > 1 else ""
+        kept = [f"kept {format_bytes(cache.kept_bytes)}{share}" for cache in (full.cache, drawn.cache)]
+        name, comparisons = f"{policy.name}, {budget_of(policy)}", []
         for image, path in enumerate(self.request.paths):
-            distance = psnr(drawn.images[image], full.images[image])
-            sheet = self._sheet(drawn.images[image], drawn.cache, full.images[image], full.cache, distance)
+            reference, picture = full.images[image], drawn.images[image]
+            distance = psnr(picture, reference)
+            tiles = (
+                Tile(reference, ("full cache", kept[0])),
+                Tile(picture, (name, f"{kept[1]}, {quality_text(distance)}")),
+            )
             target = sheet_path(path)
-            write_png(sheet, target, origins[image])
+            write_png(Sheet(rows=(Row(tiles),), most_pixels=None).draw(), target, origins[image])
             comparisons.append({"path": str(target), "psnr_db": distance, "identical": distance == float("inf")})
         return comparisons
 
-    def _sheet(self, picture: Image, cache: CacheReport, reference: Image, full: CacheReport, distance: float) -> Image:
-        from scalekv.cli.pictures import side_by_side
-
-        budget, several = self.request.policy.settings()["budget"], len(self.request.paths) > 1
-        share = f" for {len(self.request.paths)} images" if several else ""
-        quality = "identical" if distance == float("inf") else f"PSNR {distance:.1f} dB"
-        return side_by_side(
-            [
-                (reference, ["full cache", f"kept {format_bytes(full.kept_bytes)}{share}"]),
-                (picture, [f"{cache.policy}, {budget}", f"kept {format_bytes(cache.kept_bytes)}{share}, {quality}"]),
-            ]
-        )
-
-    def _report(self, cache: CacheReport, comparisons: list[dict[str, Any]]) -> None:
-        paths = self.request.paths
+    def say_what_weights(self) -> None:
+        """Note it if the model has never learnt anything."""
         if self.model in (TINY, TINY_CLASSES):
             self.output.note(f"{self.model} has random weights: it draws structure, not what the prompt says.")
-        seeds = self.request.seeds
+
+    def _report(self, cache: CacheReport, comparisons: list[dict[str, Any]]) -> None:
+        self.say_what_weights()
+        paths, seeds = self.request.paths, self.request.seeds
         where, seed = str(paths[0]), f"seed {seeds[0]}"
         if len(paths) > 1:
             where, seed = f"{len(paths)} pictures, {paths[0]} to {paths[-1]}", f"seeds {seeds[0]} to {seeds[-1]}"
         self.output.say(f"{where}  {cache}, {seed}")
         for comparison in comparisons:
-            quality = "identical" if comparison["identical"] else f"PSNR {comparison['psnr_db']:.1f} dB"
+            quality = quality_text(comparison["psnr_db"])
             self.output.say(f"{comparison['path']}  {quality} against the full cache")
 
     def _as_dict(
@@ -234,5 +234,19 @@ class Run:
             "classes": getattr(drawn, "labels", None),
             "schedule": drawn.schedule.key,
             "version": __version__,
-            **self._settings(drawn),
         }
+
+
+def budget_of(policy: Policy) -> str:
+    """The budget of a policy as text."""
+    return str(policy.settings()["budget"])
+
+
+def policy_settings(policy: Policy) -> dict[str, Any]:
+    """What files and JSON say about a policy."""
+    return {"method": policy.name, "budget": budget_of(policy), "policy_settings": policy.settings()}
+
+
+def quality_text(distance: float) -> str:
+    """A PSNR in words."""
+    return "identical" if distance == float("inf") else f"PSNR {distance:.1f} dB"

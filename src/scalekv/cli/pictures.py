@@ -1,4 +1,4 @@
-"""PNG files that say how they were made, and two pictures side by side."""
+"""PNG files that say how they were made, and how far two pictures are apart."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from scalekv._version import __version__
 from scalekv.cli.output import as_json
 from scalekv.errors import InvalidInput
 from scalekv.files import replacing
-
-MARGIN = 8
 
 
 @dataclass(frozen=True)
@@ -83,32 +81,3 @@ def psnr(picture: Image.Image, reference: Image.Image) -> float:
     if torch.equal(first, second):
         return float("inf")
     return float(peak_signal_noise_ratio(first, second, data_range=255.0))
-
-
-def side_by_side(panels: list[tuple[Image.Image, list[str]]]) -> Image.Image:
-    """Pictures of one size next to each other, each under its lines of text."""
-    width, height = panels[0][0].size
-    lines = max(len(text) for _, text in panels)
-    font = _font([line for _, text in panels for line in text], width)
-    step = int(font.size * 1.35)
-    top = MARGIN + step * lines + MARGIN // 2
-    size = (MARGIN + len(panels) * (width + MARGIN), top + height + MARGIN)
-    sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, (picture, text) in enumerate(panels):
-        left = MARGIN + index * (width + MARGIN)
-        for number, line in enumerate(text):
-            draw.text((left, MARGIN + number * step), line, fill="black", font=font)
-        sheet.paste(picture.convert("RGB"), (left, top))
-    return sheet
-
-
-def _font(lines: list[str], width: int) -> ImageFont.FreeTypeFont:
-    """The largest font up to 1/40 of the picture in which every line fits over it."""
-    size = max(12, width // 40)
-    while True:
-        font = ImageFont.load_default(size=size)
-        assert isinstance(font, ImageFont.FreeTypeFont)
-        if size <= 8 or max(font.getlength(line) for line in lines) <= width:
-            return font
-        size -= 1

@@ -1,0 +1,1 @@
+"""Compare methods: pictures, figures and pages."""
