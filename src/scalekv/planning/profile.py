@@ -3,28 +3,56 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scalekv._version import __version__
 from scalekv.errors import ProfileError
 from scalekv.files import write_atomically
 from scalekv.planning.geometry import CacheGeometry
+from scalekv.planning.merging import check_mergeable, merged_details, pictures_of
 from scalekv.planning.schedule import Schedule
+from scalekv.planning.tables import (
+    KINDS,
+    HeadTable,
+    SourceTable,
+    Table,
+    cell_shape,
+    check_table,
+    depth_of,
+    frozen,
+    matched_segments,
+    moved,
+    thawed,
+    weighted_mean,
+)
 
 FORMAT = "scalekv-profile"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 holds ``statistics`` only, and is read too."""
 
-Table = tuple[tuple[float, ...], ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Per layer and segment statistics of one model on one schedule.
+    """What was measured of one model on one schedule, averaged over prompts; the network's conditional rows only.
+
+    The tables of `calibrate`, by field:
+
+    * ``statistics[name][segment][layer]``: ``"asi"``, the Attention Selectivity Index (arXiv 2505.19602, eq. 2), and
+      the attention mass on the ``"current"``, ``"first"`` and ``"previous"`` segment and on all ``"others"``;
+      ``"window_entropy"`` and ``"window_variance"`` of 32 evenly spaced queries (CAKE); ``"scale_similarity"`` of the
+      keys to those of the segment before (AMS-KV).
+    * ``head_statistics[name][segment][layer][head]``: ``"sigma"``, the variance over queries of the attention to a
+      token, summed over tokens (HACK, arXiv 2504.09261).
+    * ``source_statistics[name][segment][source][layer][head]``: ``"mass"``, the attention that the queries of a
+      segment pay to all tokens of a source segment, itself included; see :mod:`scalekv.planning.reliance`.
+    * ``curves[name][segment][layer][head][point]``: ``"snapkv"``, SnapKV's scores by falling rank, at the ranks of
+      :func:`scalekv.planning.curves.curve_ranks` among all tokens so far.
 
     Args:
         model: name or path of the model that was measured.
@@ -33,9 +61,11 @@ class Profile:
         schedule: the segments it was measured on.
         roles: drafter layers by segment index (0-based), where a paper published them; ``None`` lets the policy
             choose from the statistics.
-        statistics: tables by name, ``statistics[name][segment][layer]``; ``"asi"`` is the Attention Selectivity
-            Index (arXiv 2505.19602, eq. 2).
-        details: how it was measured (prompts, seeds, settings, versions), for people.
+        statistics: see above.
+        head_statistics: see above.
+        source_statistics: see above.
+        curves: see above.
+        details: how it was measured (prompts, seeds, settings, versions).
 
     Raises:
         ProfileError: a table of another shape, or a role outside the model.
@@ -47,20 +77,17 @@ class Profile:
     schedule: Schedule
     roles: Mapping[int, tuple[int, ...]] | None = None
     statistics: Mapping[str, Table] = field(default_factory=dict)
+    head_statistics: Mapping[str, HeadTable] = field(default_factory=dict)
+    source_statistics: Mapping[str, SourceTable] = field(default_factory=dict)
+    curves: Mapping[str, SourceTable] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, table in self.statistics.items():
-            if not all(math.isfinite(value) for row in table for value in row):
-                raise ProfileError(
-                    f"The table {name!r} of the profile for {self.model} holds values that are no numbers; "
-                    f"calibrate again."
-                )
-            if len(table) != len(self.schedule) or any(len(row) != self.layers for row in table):
-                raise ProfileError(
-                    f"The table {name!r} of the profile for {self.model} is not {len(self.schedule)} segments by "
-                    f"{self.layers} layers; calibrate again."
-                )
+        for kind in KINDS:
+            tables = getattr(self, kind)
+            shapes = [cell_shape(kind, self.schedule, self.layers, self.heads, at) for at in range(len(self.schedule))]
+            for name, table in tables.items():
+                check_table(name, table, shapes, self.model)
         for segment, drafters in (self.roles or {}).items():
             inside = all(0 <= layer < self.layers for layer in drafters) and 0 <= segment < len(self.schedule)
             if not inside or len(set(drafters)) != len(drafters):
@@ -68,6 +95,45 @@ class Profile:
                     f"The profile for {self.model} names drafters {list(drafters)} at segment {segment}; expected "
                     f"different layers in 0..{self.layers - 1} and a segment in 0..{len(self.schedule) - 1}."
                 )
+
+    def layer_table(self, name: str) -> Table:
+        """A table ``[segment][layer]``.
+
+        Raises:
+            ProfileError: it was not measured.
+        """
+        return self._measured(self.statistics, name)
+
+    def head_table(self, name: str) -> HeadTable:
+        """A table ``[segment][layer][head]``.
+
+        Raises:
+            ProfileError: it was not measured.
+        """
+        return self._measured(self.head_statistics, name)
+
+    def source_table(self, name: str) -> SourceTable:
+        """A table ``[segment][source][layer][head]``.
+
+        Raises:
+            ProfileError: it was not measured.
+        """
+        return self._measured(self.source_statistics, name)
+
+    def curve_table(self, name: str) -> SourceTable:
+        """A table ``[segment][layer][head][point]``.
+
+        Raises:
+            ProfileError: it was not measured.
+        """
+        return self._measured(self.curves, name)
+
+    def _measured(self, tables: Mapping[str, T], name: str) -> T:
+        if name not in tables:
+            raise ProfileError(
+                f"The profile for {self.model} has no table {name!r}; measure it with 'scalekv calibrate'."
+            )
+        return tables[name]
 
     def check(self, geometry: CacheGeometry) -> None:
         """Refuse a geometry that the profile was not made for.
@@ -89,28 +155,45 @@ class Profile:
     def adapted_to(self, schedule: Schedule) -> Profile:
         """This profile moved onto another schedule, segments matched by position from the last [ours].
 
-        Published roles are for one resolution only; late segments behave alike at every resolution.
-        A longer schedule repeats the earliest known segment.
+        Published roles are for one resolution only; late segments behave alike at every resolution. Sources are
+        matched alike. A longer schedule repeats the earliest known segment.
         """
         if schedule == self.schedule:
             return self
-        shift = len(self.schedule) - len(schedule)
-        source = [max(index + shift, 0) for index in range(len(schedule))]
         roles = None
         if self.roles is not None:
-            roles = {index: self.roles[known] for index, known in enumerate(source) if known in self.roles}
-        return Profile(
-            model=self.model,
-            layers=self.layers,
-            heads=self.heads,
-            schedule=schedule,
-            roles=roles,
-            statistics={name: tuple(table[known] for known in source) for name, table in self.statistics.items()},
-            details={**self.details, "adapted_from": self.schedule.key},
-        )
+            known = enumerate(matched_segments(self.schedule, schedule))
+            roles = {index: self.roles[source] for index, source in known if source in self.roles}
+        tables: dict[str, Any] = {
+            kind: {name: moved(kind, table, self.schedule, schedule) for name, table in getattr(self, kind).items()}
+            for kind in KINDS
+        }
+        details = {**self.details, "adapted_from": self.schedule.key}
+        return replace(self, schedule=schedule, roles=roles, details=details, **tables)
+
+    @classmethod
+    def merged(cls, *profiles: Profile) -> Profile:
+        """One profile of several runs: means weighted by the number of prompts of each.
+
+        The prompts and seeds of all runs are remembered in ``details["runs"]``.
+
+        Raises:
+            ProfileError: no profile; other models, schedules, roles, tables or settings; no record of prompts; or a
+                prompt that was drawn with the same seed in two of them, and would count twice.
+        """
+        check_mergeable(profiles)
+        first, weights = profiles[0], [len(pictures_of(profile.details)) for profile in profiles]
+        tables: dict[str, Any] = {
+            kind: {
+                name: weighted_mean([getattr(profile, kind)[name] for profile in profiles], weights)
+                for name in getattr(first, kind)
+            }
+            for kind in KINDS
+        }
+        return replace(first, details=merged_details([profile.details for profile in profiles]), **tables)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form of the profile."""
+        """The JSON form of the profile; numbers in six significant digits."""
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -120,7 +203,7 @@ class Profile:
             "heads": self.heads,
             "schedule": [[segment.frames, segment.height, segment.width] for segment in self.schedule],
             "roles": None if self.roles is None else {str(k): list(v) for k, v in sorted(self.roles.items())},
-            "statistics": {name: [list(row) for row in table] for name, table in self.statistics.items()},
+            **{kind: {name: thawed(table) for name, table in getattr(self, kind).items()} for kind in KINDS},
             "details": dict(self.details),
         }
 
@@ -133,10 +216,11 @@ class Profile:
         """
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise ProfileError(f"{origin} is not a scalekv profile; write one with 'scalekv calibrate'.")
-        if data.get("format_version") != FORMAT_VERSION:
+        version = data.get("format_version")
+        if version not in (1, FORMAT_VERSION):
             raise ProfileError(
-                f"{origin} has profile version {data.get('format_version')!r}, this scalekv reads version "
-                f"{FORMAT_VERSION}; calibrate again or use the scalekv that wrote it ({data.get('written_by')})."
+                f"{origin} has profile version {version!r}, this scalekv reads versions up to {FORMAT_VERSION}; "
+                f"calibrate again or use the scalekv that wrote it ({data.get('written_by')})."
             )
         try:
             roles = data["roles"]
@@ -144,10 +228,13 @@ class Profile:
                 model=str(data["model"]),
                 layers=int(data["layers"]),
                 heads=int(data["heads"]),
-                schedule=_schedule(data["schedule"]),
+                schedule=Schedule.from_shapes(data["schedule"]),
                 roles=None if roles is None else {int(k): tuple(int(x) for x in v) for k, v in roles.items()},
-                statistics={str(name): _table(rows) for name, rows in data["statistics"].items()},
                 details=dict(data.get("details", {})),
+                **{
+                    kind: {str(name): frozen(rows, depth_of(kind)) for name, rows in data[kind].items()}
+                    for kind in (KINDS if version == FORMAT_VERSION else ["statistics"])
+                },
             )
         except ProfileError:
             raise
@@ -189,11 +276,3 @@ class Profile:
         """The profile shipped for a known model, such as ``infinity-2b``, or ``None``."""
         file = resources.files("scalekv.profiles") / f"{name}.json"
         return cls.from_dict(json.loads(file.read_text(encoding="utf-8")), name) if file.is_file() else None
-
-
-def _schedule(shapes: Sequence[Sequence[int]]) -> Schedule:
-    return Schedule.from_shapes(shapes)
-
-
-def _table(rows: Sequence[Sequence[float]]) -> Table:
-    return tuple(tuple(float(value) for value in row) for row in rows)
