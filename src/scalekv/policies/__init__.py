@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from scalekv.errors import InvalidInput
 from scalekv.planning import BudgetLike
 from scalekv.policies.base import Policy, SelectionView
 from scalekv.policies.full import Full
+from scalekv.policies.layers import Layers, dense, uniform
+from scalekv.policies.observation import Observation, ObservingPolicy
 from scalekv.policies.random import Random
 from scalekv.policies.scalekv import ScaleKV
 from scalekv.policies.sliding_window import SlidingWindow
@@ -23,14 +26,14 @@ def make_policy(name: str, budget: BudgetLike | None = None, **settings: Any) ->
     """Build a policy by name.
 
     Args:
-        name: a key of ``POLICIES``; hyphens and capitals do not matter.
+        name: a key of ``POLICIES``, where hyphens and capitals do not matter, or ``"module.Class"`` of one's own.
         budget: see :class:`Policy`; the method's default if ``None``.
         settings: the method's other fields.
 
     Raises:
         InvalidInput: an unknown name (the message lists the known ones) or an unknown setting.
     """
-    found = POLICIES.get(name.lower().replace("-", "_"))
+    found = POLICIES.get(name.lower().replace("-", "_")) or _imported(name)
     if found is None:
         raise InvalidInput(f"Unknown policy {name!r}; choose one of {', '.join(sorted(POLICIES))}.")
     if budget is not None:
@@ -42,14 +45,32 @@ def make_policy(name: str, budget: BudgetLike | None = None, **settings: Any) ->
         raise InvalidInput(f"Policy {found.name} does not take these settings ({error}); it has {known}.") from error
 
 
+def _imported(name: str) -> type[Policy] | None:
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        return None
+    try:
+        found = getattr(import_module(module), attribute, None)
+    except ImportError as error:
+        raise InvalidInput(f"Cannot import the policy {name!r} ({error}); is its folder in PYTHONPATH?") from error
+    if isinstance(found, type) and issubclass(found, Policy):
+        return found
+    raise InvalidInput(f"{name!r} is no policy; it must be a class that inherits from scalekv.policies.Policy.")
+
+
 __all__ = [
     "POLICIES",
     "Full",
+    "Layers",
+    "Observation",
+    "ObservingPolicy",
     "Policy",
     "Random",
     "ScaleKV",
     "SelectionView",
     "SlidingWindow",
     "StreamingLLM",
+    "dense",
     "make_policy",
+    "uniform",
 ]
