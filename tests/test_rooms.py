@@ -13,7 +13,7 @@ import pytest
 import scalekv
 
 PACKAGE = Path(scalekv.__file__).parent
-ORDER = ["planning", "policies", "cache", "models", "pipelines", "calibration", "cli"]
+ORDER = ["planning", "policies", "cache", "models", "pipelines", "calibration", "evaluation", "cli"]
 BESIDE = {"scenes"}
 
 
@@ -61,7 +61,17 @@ def test_planning_and_policies_know_no_model(path):
     assert "scalekv.models" not in text
 
 
-@pytest.mark.parametrize("module", ["scalekv", "scalekv.planning", "scalekv.policies", "scalekv.models.catalog"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "scalekv",
+        "scalekv.planning",
+        "scalekv.policies",
+        "scalekv.models.catalog",
+        "scalekv.evaluation.tables",
+        "scalekv.evaluation.store",
+    ],
+)
 def test_light_rooms_load_neither_torch_nor_diffusers(module):
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'diffusers', 'transformers'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False, env=_environment()).returncode == 0

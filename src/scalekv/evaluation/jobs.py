@@ -1,0 +1,251 @@
+"""What an evaluation has to do: methods x budgets x prompts x seeds, each with a key that never changes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from scalekv.errors import InvalidInput
+from scalekv.planning import Budget, BudgetLike
+from scalekv.policies import POLICIES, Policy, make_policy
+
+SEED_STRIDE = 1_000_000
+"""From one seed of a run to the next, so that no two of its pictures share their noise [ours]."""
+
+_WORDS: dict[str, Any] = {"true": True, "false": False, "none": None}
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """A method with settings, as people write it: ``scalekv`` or ``scalekv:pooling=max,strict=true``.
+
+    Args:
+        name: of a known policy.
+        settings: its fields but for the budget, sorted by name.
+
+    Raises:
+        InvalidInput: an unknown method or setting, a value that it refuses, or a budget among the settings.
+    """
+
+    name: str
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if "budget" in dict(self.settings):
+            raise InvalidInput(
+                f"Leave the budget out of {self.label!r}; the budgets are given for all methods at once."
+            )
+        self.policy(None)
+
+    @classmethod
+    def parse(cls, text: str) -> PolicySpec:
+        """Read one spec.
+
+        Raises:
+            InvalidInput: as above, or text that is no spec.
+        """
+        name, separator, rest = text.strip().partition(":")
+        pieces = rest.split(",") if separator else []
+        settings: dict[str, Any] = {}
+        for piece in pieces:
+            key, equals, value = (part.strip() for part in piece.partition("="))
+            if not (key and equals and value):
+                raise InvalidInput(f"Cannot read the policy {text!r}; write NAME or NAME:setting=value,setting=value.")
+            settings[key] = _value(value)
+        known = name.lower().replace("-", "_")
+        return cls(known if known in POLICIES else name, tuple(sorted(settings.items())))
+
+    @property
+    def label(self) -> str:
+        """The spec as text; equal specs have equal labels."""
+        settings = ",".join(f"{name}={_shown(value)}" for name, value in self.settings)
+        return f"{self.name}:{settings}" if settings else self.name
+
+    def policy(self, budget: BudgetLike | None) -> Policy:
+        """The policy with a budget; ``None`` is its own default."""
+        return make_policy(self.name, budget, **dict(self.settings))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one budget: a row of a table of results.
+
+    Args:
+        spec: the method.
+        budget: as text, such as ``10%``.
+    """
+
+    spec: PolicySpec
+    budget: str
+
+    @property
+    def policy(self) -> Policy:
+        """The method, ready to plan."""
+        return self.spec.policy(self.budget)
+
+    @property
+    def folder(self) -> str:
+        """A relative path for files of this cell, two names deep."""
+        return f"{_file_name(self.spec.label)}/{_file_name(self.budget)}"
+
+    def key(self, prompt_index: int, seed: int) -> str:
+        """What identifies the result of one picture within a run."""
+        return f"{self.spec.label}/{self.budget}/{prompt_index}/{seed}"
+
+
+FULL = Cell(PolicySpec("full"), "100%")
+"""The full cache, against which everything is measured."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Pictures that one process draws one method after another: a batch of neighbouring prompts at one seed.
+
+    Batches are the same whatever is drawn, resumed or split, so that equal jobs give equal bits.
+
+    Args:
+        start: index of the first prompt.
+        stop: one past the last.
+        seed: of the run; the picture of prompt i is drawn with ``seed + i``.
+    """
+
+    start: int
+    stop: int
+    seed: int
+
+    @property
+    def indices(self) -> range:
+        """Indices of the prompts."""
+        return range(self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of the work is this process's.
+
+    Args:
+        rank: number of this process, from 0.
+        count: processes in all.
+        device: number of the GPU that is meant for it, where there are several.
+
+    Raises:
+        InvalidInput: no such rank.
+    """
+
+    rank: int = 0
+    count: int = 1
+    device: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.count:
+            raise InvalidInput(f"Process {self.rank} of {self.count} does not exist; count processes from 0.")
+
+    @classmethod
+    def of_environment(cls, environment: Mapping[str, str]) -> Share:
+        """What ``accelerate launch`` (or ``torchrun``) tells a process; the whole work without a launcher.
+
+        Raises:
+            InvalidInput: values that no launcher sets.
+        """
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        values = [environment.get(name, default) for name, default in zip(names, ("0", "1", "0"), strict=True)]
+        if not all(value.isdigit() for value in values):
+            found = ", ".join(f"{name}={value!r}" for name, value in zip(names, values, strict=True))
+            raise InvalidInput(f"{found}: expected the numbers that 'accelerate launch' sets.")
+        rank, count, device = map(int, values)
+        return cls(rank, count, device)
+
+    def of(self, units: Sequence[Unit]) -> Iterator[Unit]:
+        """The units of this process; every unit belongs to exactly one."""
+        return iter(units[self.rank :: self.count])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All that is asked for, but for the prompts.
+
+    Args:
+        specs: methods; the full cache is always measured and need not be among them.
+        budgets: as text, each once.
+        seeds: of the run.
+    """
+
+    specs: tuple[PolicySpec, ...]
+    budgets: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    cells: tuple[Cell, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        specs = [spec for spec in dict.fromkeys(self.specs) if spec != FULL.spec]
+        budgets = dict.fromkeys(str(Budget.parse(budget)) for budget in self.budgets)
+        object.__setattr__(self, "cells", (FULL, *(Cell(spec, budget) for spec in specs for budget in budgets)))
+
+    def units(self, windows: Iterable[tuple[int, int]]) -> list[Unit]:
+        """All units, in the order of work: prompt by prompt, so that a run that is cut short has compared all methods.
+
+        Args:
+            windows: first prompt and one past the last of every batch.
+        """
+        return [Unit(start, stop, seed) for seed in self.seeds for start, stop in windows]
+
+
+def parse_specs(texts: Sequence[str]) -> tuple[PolicySpec, ...]:
+    """Read lists of specs separated by commas; ``all`` is every known method.
+
+    ``a:x=1,y=2,b`` is the methods ``a`` (with two settings) and ``b``.
+
+    Raises:
+        InvalidInput: none at all, or one that cannot be read.
+    """
+    specs: list[str] = []
+    for piece in (piece.strip() for text in texts for piece in text.split(",")):
+        name = piece.partition("=")[0]
+        if "=" in piece and ":" not in name and specs:
+            specs[-1] += f",{piece}"
+        elif piece == "all":
+            specs += [name for name in POLICIES if name != FULL.spec.name]
+        elif piece:
+            specs.append(piece)
+    if not specs:
+        raise InvalidInput("There is no policy to evaluate; name some, such as 'scalekv,random', or 'all'.")
+    return tuple(dict.fromkeys(PolicySpec.parse(spec) for spec in specs))
+
+
+def parse_budgets(texts: Sequence[str]) -> tuple[str, ...]:
+    """Read lists of budgets separated by commas, in the words in which they are printed.
+
+    Raises:
+        BudgetError: one cannot be read.
+        InvalidInput: none at all.
+    """
+    budgets = [str(Budget.parse(piece.strip())) for text in texts for piece in text.split(",") if piece.strip()]
+    if not budgets:
+        raise InvalidInput("There is no budget; give some, such as '50%,20%,10%'.")
+    return tuple(dict.fromkeys(budgets))
+
+
+def spaced_seeds(first: int, count: int) -> tuple[int, ...]:
+    """``count`` seeds whose pictures never share their noise."""
+    return tuple(first + SEED_STRIDE * number for number in range(count))
+
+
+def _value(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _file_name(text: str) -> str:
+    """``text`` as a name that every file system takes."""
+    return re.sub(r"[^\w.,=+-]", "-", text.replace(":", "+").replace("%", "pct"))
