@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from scalekv._version import __version__
-from scalekv.calibration.recording import AttentionStatistics, RecordingCache
-from scalekv.errors import InvalidInput
+from scalekv.calibration.recording import RecordingCache
+from scalekv.calibration.statistics import AttentionStatistics
+from scalekv.errors import InvalidInput, ProfileError
 from scalekv.planning import CacheGeometry, Profile
+from scalekv.planning.merging import check_disjoint, check_settings
 
 if TYPE_CHECKING:
-    from scalekv.pipelines.infinity import InfinityPipeline
+    from scalekv.pipelines.base import NextScalePipeline
 
 
 class _Recorder:
     """A cache factory that opens recording caches over one set of statistics."""
 
-    def __init__(self, queries: int, top: int) -> None:
+    def __init__(self, queries: int, top: int, earlier: Profile | None) -> None:
         self.queries, self.top, self.seed = queries, top, 0
-        self.geometry: CacheGeometry | None = None
+        self.earlier = earlier
         self.statistics: AttentionStatistics | None = None
 
     def __call__(self, geometry: CacheGeometry, *, dtype: torch.dtype, device: torch.device) -> RecordingCache:
         if self.statistics is None:
-            self.geometry = geometry
-            self.statistics = AttentionStatistics(len(geometry.schedule), geometry.layers)
+            if self.earlier is not None:
+                self.earlier.check(geometry)
+            self.statistics = AttentionStatistics(geometry)
         return RecordingCache(
             geometry,
             self.statistics,
@@ -40,68 +43,84 @@ class _Recorder:
 
 
 def calibrate(
-    pipeline: InfinityPipeline,
-    prompts: Sequence[str],
+    pipeline: NextScalePipeline,
+    prompts: Sequence[str | int],
     *,
     name: str,
     seed: int = 0,
     queries: int = 256,
     top: int = 64,
+    earlier: Profile | None = None,
     progress: Callable[[int, int], None] | None = None,
     **generation: Any,
 ) -> Profile:
     """Measure a model on one schedule.
 
-    Draws every prompt once with the full cache (seed ``seed + i`` for prompt ``i``) and averages the statistics of
-    :class:`RecordingCache` over prompts. The paper finds 10 prompts enough.
+    Draws every prompt once with the full cache (seed ``seed + i`` for prompt ``i``) and averages what
+    :class:`RecordingCache` measures over prompts. ScaleKV and HeatKV find 10 prompts enough, HACK uses 50.
 
     Args:
         pipeline: the model.
-        prompts: at least one.
+        prompts: at least one; classes, numbers or names, for a pipeline that draws classes.
         name: the model's name in the profile.
         seed: of the first prompt.
-        queries: sampled queries per segment.
-        top: K' of the ASI.
+        queries: sampled queries per segment, for the Attention Selectivity Index.
+        top: K' of the Attention Selectivity Index.
+        earlier: a profile of other prompts or seeds with the same settings, to add these to.
         progress: called with (prompts done, prompts in all).
         generation: further arguments of the pipeline, such as ``size`` or ``guidance_scale``.
 
     Returns:
-        A profile for exactly the schedule that was drawn.
+        A profile for exactly the schedule that was drawn; with ``earlier``, of all prompts together.
 
     Raises:
         InvalidInput: no prompts, one text instead of a list, ``queries`` or ``top`` below 1, or an argument in
             ``generation`` that calibration decides itself.
+        ProfileError: ``earlier`` is of another model, schedule or settings, or holds one of the pictures already.
     """
     _check(prompts, queries, top, generation)
-    recorder = _Recorder(queries, top)
+    texts = [str(prompt) for prompt in prompts]
+    details = {
+        "prompts": len(texts),
+        "runs": [{"seed": seed, "prompts": texts}],
+        "queries": queries,
+        "top": top,
+        "dtype": str(pipeline.transformer.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "scalekv": __version__,
+        **{key: _plain(value) for key, value in generation.items() if value is not None},
+    }
+    if earlier is not None:
+        _check_earlier(earlier, name, details)
+    recorder = _Recorder(queries, top, earlier)
+    draw: Any = pipeline  # of any family
     for index, prompt in enumerate(prompts):
         recorder.seed = seed + index
         generator = torch.Generator(device="cpu").manual_seed(seed + index)
-        pipeline(prompt, generator=generator, kv_cache=recorder, output_type="latent", **generation)
+        draw(prompt, generator=generator, kv_cache=recorder, output_type="latent", **generation)
         if progress is not None:
             progress(index + 1, len(prompts))
-    assert recorder.geometry is not None
     assert recorder.statistics is not None
-    return Profile(
-        model=name,
-        layers=recorder.geometry.layers,
-        heads=recorder.geometry.heads,
-        schedule=recorder.geometry.schedule,
-        statistics=recorder.statistics.mean(),
-        details={
-            "prompts": len(prompts),
-            "seed": seed,
-            "queries": queries,
-            "top": top,
-            "dtype": str(pipeline.transformer.dtype).removeprefix("torch."),
-            "torch": torch.__version__,
-            "scalekv": __version__,
-            **{key: value for key, value in generation.items() if isinstance(value, (str, int, float))},
-        },
-    )
+    measured = recorder.statistics.profile(name, details)
+    return measured if earlier is None else Profile.merged(earlier, measured)
 
 
-def _check(prompts: Sequence[str], queries: int, top: int, generation: dict[str, Any]) -> None:
+def _plain(value: Any) -> str | int | float:
+    """A setting as it comes back from JSON."""
+    return value if isinstance(value, (str, int, float)) else str(value)
+
+
+def _check_earlier(earlier: Profile, name: str, details: Mapping[str, Any]) -> None:
+    """Say before the work that its result could not be added up."""
+    if earlier.model != name:
+        raise ProfileError(
+            f"The earlier profile is for {earlier.model}, these prompts are measured as {name}; use one name."
+        )
+    check_disjoint([earlier.details, details])
+    check_settings(earlier.details, details)
+
+
+def _check(prompts: Sequence[str | int], queries: int, top: int, generation: dict[str, Any]) -> None:
     if isinstance(prompts, str):
         raise InvalidInput(f"Calibration takes a list of prompts, got the text {prompts[:40]!r}; put it into a list.")
     if not prompts:

@@ -2,60 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from scalekv.cache import KVCache
+from scalekv.calibration.measures import mass_and_sigma, scale_similarity, selectivity, window_statistics
+from scalekv.calibration.statistics import AttentionStatistics
 from scalekv.planning import CacheGeometry, Segment
 from scalekv.policies import Full
 
-QUERY_BLOCK = 64
-
-
-@dataclass
-class AttentionStatistics:
-    """Sums over images of per (segment, layer) statistics; ``mean`` divides by their number.
-
-    Args:
-        segments: number of segments.
-        layers: number of layers.
-    """
-
-    segments: int
-    layers: int
-    images: int = 0
-    sums: dict[str, list[list[float]]] = field(default_factory=dict)
-
-    def add(self, name: str, segment: int, layer: int, value: float) -> None:
-        """Add one image's value to a table."""
-        table = self.sums.setdefault(name, [[0.0] * self.layers for _ in range(self.segments)])
-        table[segment][layer] += value
-
-    def mean(self) -> dict[str, tuple[tuple[float, ...], ...]]:
-        """Every table divided by the number of images, ``[segment][layer]``."""
-        return {
-            name: tuple(tuple(value / self.images for value in row) for row in table)
-            for name, table in self.sums.items()
-        }
-
 
 class RecordingCache(KVCache):
-    """The full cache, plus attention statistics of the conditional rows.
+    """The full cache, plus all tables of a :class:`~scalekv.planning.Profile`, from the conditional rows, in one pass.
 
-    Per (segment, layer), averaged over sampled queries, heads and images:
-
-    * ``asi``: Attention Selectivity Index (ScaleKV eq. 2), per head ``mean_i(current) * mean_i(top-K' of history)``;
-    * ``current``, ``previous``, ``first``, ``others``: attention mass on the current segment, the one before it, the
-      first one, and all else (a segment that is both first and previous counts as first).
+    Cost: the attention of all queries is computed once more, not fused and in float32, and that of the sampled and the
+    window queries on top. Memory: about ``24 * heads * 64 * candidates`` bytes beside the cache, whatever the length of
+    a segment, and one layer's keys of one row in float32.
 
     Args:
         geometry: the shape of the run.
         statistics: where to add; shared by the runs of one calibration.
         dtype: the dtype attention computes in.
         device: where keys and values live.
-        queries: sampled queries per segment, without replacement; clamped to the segment.
+        queries: queries per segment that the selectivity index and the masses beside it sample, without replacement;
+            clamped to the segment. All other tables use the queries that their papers name.
         top: K', history tokens whose mass counts as selective; clamped to the history. The paper gives no value.
         seed: of the sampled queries; sampling of the picture is not touched.
     """
@@ -78,38 +50,31 @@ class RecordingCache(KVCache):
         statistics.images += geometry.batch
 
     def watch(self, layer: int, segment: Segment, query: Tensor, key: Tensor) -> None:
-        """Measure one layer's attention in blocks of queries, one row at a time."""
-        history = key.shape[2] - segment.tokens
-        if history == 0:
-            return
-        chosen = torch.randperm(segment.tokens, generator=self._generator)[: self._queries].to(query.device)
-        edges = self._edges(segment)
+        """Measure one layer's attention, one row at a time."""
+        chosen = self._sample(segment).to(query.device)
         for row in range(self.plan.geometry.batch):
-            masses = torch.zeros((5, query.shape[1]), device=query.device)
-            for block in chosen.split(QUERY_BLOCK):
-                masses += self._masses(query[row].index_select(1, block), key[row], history, edges)
-            current, top, first, previous, others = masses / len(chosen)
-            table = {
-                "asi": current * top,
-                "current": current,
-                "first": first,
-                "previous": previous,
-                "others": others,
-            }
-            for name, value in table.items():
-                self.statistics.add(name, segment.index, layer, float(value.mean()))
+            for kind, name, value in self._measured(segment, query[row], key[row].float(), chosen):
+                self.statistics.add(kind, name, segment.index, layer, value)
 
-    def _edges(self, segment: Segment) -> tuple[int, int]:
-        """Where the first segment ends and where the previous one starts."""
+    def _sample(self, segment: Segment) -> Tensor:
+        """Positions of queries for the selectivity index, which the first segment has not."""
+        tokens = segment.tokens if segment.index > 0 else 0
+        return torch.randperm(tokens, generator=self._generator)[: self._queries]
+
+    def _measured(
+        self, segment: Segment, query: Tensor, key: Tensor, chosen: Tensor
+    ) -> Iterator[tuple[str, str, Tensor]]:
+        """Field of the profile, table and value."""
         schedule = self.plan.geometry.schedule
-        first = schedule[0].tokens
-        return first, max(schedule.start(segment.index - 1), first)
-
-    def _masses(self, query: Tensor, key: Tensor, history: int, edges: tuple[int, int]) -> Tensor:
-        """Summed over queries: mass on current, top-K' of history, first, previous, others; ``(5, heads)``."""
-        weights = torch.softmax(query.float() @ key.float().transpose(-1, -2), dim=-1)
-        past, current = weights[..., :history], weights[..., history:].sum(-1)
-        top = past.topk(min(self._top, history), dim=-1).values.sum(-1)
-        first, previous = past[..., : edges[0]].sum(-1), past[..., edges[1] :].sum(-1)
-        others = past.sum(-1) - first - previous
-        return torch.stack([current, top, first, previous, others]).sum(-1)
+        if segment.index > 0:
+            sampled = query.index_select(1, chosen)
+            for name, value in selectivity(sampled, key, schedule, segment, self._top).items():
+                yield "statistics", name, value
+            yield "statistics", "scale_similarity", scale_similarity(key, schedule, segment)
+        mass, sigma = mass_and_sigma(query, key, schedule, segment)
+        yield "source_statistics", "mass", mass
+        yield "head_statistics", "sigma", sigma
+        entropy, variance, curve = window_statistics(query, key, segment)
+        yield "statistics", "window_entropy", entropy
+        yield "statistics", "window_variance", variance
+        yield "curves", "snapkv", curve
