@@ -10,30 +10,18 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import arguments, clock, interleaved, show, spread, write
+from common import TimedCache, arguments, interleaved, selection_shares, show, single_layer, spread, write
 from torch import Tensor
 
-from scalekv import CacheGeometry, CachePlan, Full, KVCache, Profile, ScaleKV
+from scalekv import CacheGeometry, CachePlan, Full, Profile, ScaleKV
 from scalekv.planning import format_bytes
 
 LAYERS, HEADS, HEAD_DIM = 32, 16, 128
 DRAFTER, REFINER = 0, 5
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
-
-
-class TimedCache(KVCache):
-    """A cache that also adds up the seconds its selection takes."""
-
-    selection = 0.0
-
-    def _trim(self, *work: Any) -> None:
-        start = clock(str(self.device))
-        super()._trim(*work)
-        self.selection += clock(str(self.device)) - start
 
 
 @dataclass
@@ -66,19 +54,6 @@ def stock(inputs: list[tuple[Tensor, Tensor, Tensor]]) -> int:
         values = value.float() if values is None else torch.cat([values, value.float()], dim=2)
         F.scaled_dot_product_attention(query, keys.to(query.dtype), values.to(query.dtype), scale=1.0)
     return keys.nbytes + values.nbytes
-
-
-def single_layer(plan: CachePlan, layer: int) -> CachePlan:
-    """The plan of one layer of ``plan``, as a network of its own."""
-    geometry = CacheGeometry(**{**vars(plan.geometry), "layers": 1})
-    return CachePlan(
-        geometry,
-        plan.policy,
-        plan.limit_bytes,
-        (plan.layers[layer],),
-        scoring_bytes=plan.scoring_bytes,
-        observation=plan.observation,
-    )
 
 
 def make_inputs(geometry: CacheGeometry, dtype: torch.dtype, device: str) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -131,7 +106,7 @@ def report(options: Namespace, layers: dict[str, Layer], times: dict[str, list[f
     for name, taken in times.items():
         ratios = [mine / theirs for mine, theirs in zip(taken, times["full"], strict=True)]
         held = layers[name].report.kept_bytes if name in layers else stock_bytes
-        shares = selection_shares(layers.get(name), taken)
+        shares = selection_shares(layers[name].selection if name in layers else [0.0], taken)
         rows.append(
             [name, spread(taken), spread(ratios), spread([100 * share for share in shares]), format_bytes(held)]
         )
@@ -145,14 +120,6 @@ def report(options: Namespace, layers: dict[str, Layer], times: dict[str, list[f
     title = f"Infinity-2B layer, 1M pixels, batch {options.batch} with guidance, {options.dtype}, {options.budget}"
     show(title, columns, rows, options.device)
     write(options.json, {"title": title, "layers": figures, "whole_ratio": whole}, options.device)
-
-
-def selection_shares(layer: Layer | None, taken: list[float]) -> list[float]:
-    """Selection over the rest of the layer's work, per measured round."""
-    if layer is None:
-        return [0.0] * len(taken)
-    chosen = layer.selection[-len(taken) :]
-    return [spent / (total - spent) for spent, total in zip(chosen, taken, strict=True)]
 
 
 if __name__ == "__main__":

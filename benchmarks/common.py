@@ -7,6 +7,7 @@ import json
 import platform
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import scalekv
+from scalekv import CachePlan, KVCache
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -52,6 +54,41 @@ def clock(device: str) -> float:
     """Seconds: of the processor on a CPU (a machine shared with others counts alike), of the wall on a GPU."""
     synchronize(device)
     return perf_counter() if device.startswith("cuda") else process_time()
+
+
+class TimedCache(KVCache):
+    """A cache that also adds up the seconds that judging candidates and copying survivors take."""
+
+    selection = 0.0
+
+    def _timed(self, work: Callable[..., Any], *given: Any) -> Any:
+        start = clock(str(self.device))
+        result = work(*given)
+        self.selection += clock(str(self.device)) - start
+        return result
+
+    def _remember(self, *given: Any) -> None:
+        self._timed(super()._remember, *given)
+
+    def _choose(self, *given: Any) -> Any:
+        return self._timed(super()._choose, *given)
+
+    def _keep(self, *given: Any) -> None:
+        self._timed(super()._keep, *given)
+
+    def _keep_sources(self, *given: Any) -> None:
+        self._timed(super()._keep_sources, *given)
+
+
+def selection_shares(selection: Sequence[float], taken: Sequence[float]) -> list[float]:
+    """Selection over the rest of the work, per measured round; ``selection`` may have the unmeasured one in front."""
+    chosen = list(selection)[-len(taken) :]
+    return [spent / (total - spent) for spent, total in zip(chosen * (len(taken) // len(chosen)), taken, strict=True)]
+
+
+def single_layer(plan: CachePlan, layer: int) -> CachePlan:
+    """The plan of one layer of ``plan``, as a network of its own."""
+    return replace(plan, geometry=replace(plan.geometry, layers=1), layers=(plan.layers[layer],))
 
 
 def seconds(work: Callable[[], Any], device: str) -> float:
