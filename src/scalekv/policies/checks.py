@@ -35,8 +35,17 @@ def check_share(name: str, value: Any) -> None:
     Raises:
         InvalidInput: names the hyper-parameter and the value.
     """
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
-        raise InvalidInput(f"{name} must be a number in 0..1; got {value!r}.")
+    check_range(name, value, 0, 1)
+
+
+def check_range(name: str, value: Any, low: float, high: float) -> None:
+    """Refuse anything but a number from ``low`` to ``high``.
+
+    Raises:
+        InvalidInput: names the hyper-parameter, the bounds and the value.
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise InvalidInput(f"{name} must be a number in {low:g}..{high:g}; got {value!r}.")
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -57,3 +66,13 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise InvalidInput(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+
+
+def check_after(timing: Any, reason: str) -> None:
+    """Refuse timing ``"before"`` for a method that it means nothing for.
+
+    Raises:
+        InvalidInput: gives the reason.
+    """
+    if timing != "after":
+        raise InvalidInput(f"timing must be 'after', got {timing!r}: {reason}.")
