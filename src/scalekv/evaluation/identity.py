@@ -67,6 +67,12 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
+def geometry(pipeline: Any) -> dict[str, int]:
+    """The part of a cache's shape that is the model's own; batch, guidance and schedule are those of a result."""
+    any_run = pipeline.cache_geometry(Schedule.from_sides((1,)))
+    return {name: getattr(any_run, name) for name in ("layers", "heads", "head_dim", "element_bytes")}
+
+
 def versions() -> dict[str, str]:
     """Versions of what results come from."""
     found = {"scalekv": __version__, "python": platform.python_version()}

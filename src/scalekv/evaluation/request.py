@@ -89,4 +89,5 @@ class Request:
             "commands": [self.command] if self.command else [],
             "versions": identity.versions(),
             "machine": identity.machine(pipeline.device),
+            "geometry": identity.geometry(pipeline),
         }

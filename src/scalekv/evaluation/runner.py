@@ -67,6 +67,7 @@ def evaluate(
     with run.writer(share.rank) as writer:
         if share.rank == 0:
             run.save()
+        run.save_profile(profile)
         _Runner(pipeline, request, run, profile, writer, progress).work(share)
     if not lacking(run, request):
         _finish(run, request, pipeline.device)

@@ -1,6 +1,7 @@
 """The folder of an evaluation: what was asked, one line for every result, pictures and what the full cache drew.
 
     run.json                              the model, the settings, the prompts; see `RunInfo`
+    profile.json                          what methods were planned with, if there was a profile
     results-0.jsonl, results-1.jsonl ...  one line for every result, one file for every process
     results.csv                           all results, once the run is complete
     summary.md                            the tables of `scalekv.evaluation.tables.markdown`, likewise
@@ -31,6 +32,7 @@ from scalekv.evaluation.info import RunInfo
 from scalekv.evaluation.jobs import FULL, Cell
 from scalekv.evaluation.subjects import Subject
 from scalekv.files import replacing, write_atomically
+from scalekv.planning import Profile
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,6 +92,24 @@ class RunFolder:
         """
         text = json.dumps(self.info.to_dict(), ensure_ascii=False, indent=1)
         write_atomically(self.path / "run.json", (text + "\n").encode())
+
+    def save_profile(self, profile: Profile | None) -> None:
+        """Write the profile that methods are planned with, if there is one.
+
+        Raises:
+            InvalidInput: the folder cannot be written.
+        """
+        if profile is not None:
+            profile.save(self.path / "profile.json")
+
+    def profile(self) -> Profile | None:
+        """The profile that methods were planned with; ``None`` if there was none.
+
+        Raises:
+            ProfileError: a damaged one.
+        """
+        path = self.path / "profile.json"
+        return Profile.load(path) if path.is_file() else None
 
     def records(self) -> list[Record]:
         """All results, ordered by method, budget, prompt and seed; each once.

@@ -11,7 +11,7 @@ from scalekv.planning import format_bytes
 TERMINAL = ("psnr", "ssim", "lpips", "agreement")
 """Metrics for which a line of a terminal has room; `summarize` has all."""
 
-_METRICS = {
+METRICS = {
     "psnr": ("PSNR dB", 2),
     "ssim": ("SSIM", 3),
     "ms_ssim": ("MS-SSIM", 3),
@@ -20,7 +20,7 @@ _METRICS = {
 }
 """Column and decimals of the metrics by name; ``equal`` is the share of equal bits or tokens."""
 
-_OTHER = 3
+OTHER = 3
 """Decimals of scorers of one's own."""
 
 _NOTHING = "-"
@@ -29,7 +29,7 @@ _NOTHING = "-"
 def metrics_of(rows: Sequence[Row]) -> list[str]:
     """Names of the metrics that any row has, known ones first."""
     found = {name for row in rows for name in row.metrics if name not in ("mse", "identical")}
-    return [*(name for name in _METRICS if name in found), *sorted(found - _METRICS.keys())]
+    return [*(name for name in METRICS if name in found), *sorted(found - METRICS.keys())]
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -38,7 +38,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     The interval of the PSNR is told by half its width.
     """
     names = [name for name in metrics_of(rows) if name in TERMINAL]
-    heads = ["method", "budget", "kept", *(_METRICS[name][0] for name in names)]
+    heads = ["method", "budget", "kept", *(METRICS[name][0] for name in names)]
     body = [[row.label, row.budget, _kept(row), *(_mean(row, name) for name in names)] for row in rows]
     if any(row.following_overall for row in rows):
         heads.append("followed")
@@ -55,11 +55,11 @@ def markdown(rows: Sequence[Row]) -> str:
     """All metrics of all rows with their intervals, and the prompts followed by category, as Markdown tables."""
     names = metrics_of(rows)
     has_fid = any(row.fid is not None for row in rows)
-    heads = ["method", "budget", "kept", *(_METRICS.get(name, (name, _OTHER))[0] for name in names)]
+    heads = ["method", "budget", "kept", *(METRICS.get(name, (name, OTHER))[0] for name in names)]
     body = []
     for row in rows:
         fid = [_NOTHING if row.fid is None else f"{row.fid:.2f}"] if has_fid else []
-        metrics = (_range(row.metrics.get(name), _METRICS.get(name, ("", _OTHER))[1]) for name in names)
+        metrics = (_range(row.metrics.get(name), METRICS.get(name, ("", OTHER))[1]) for name in names)
         body.append([row.label, row.budget, _kept(row), *metrics, *fid])
     parts = [_markdown([*heads, *(["FID"] if has_fid else [])], body), _followed(rows)]
     notes = [f"- {row.label} at {row.budget}: {row.infeasible}\n" for row in rows if row.infeasible]
@@ -71,7 +71,7 @@ def _kept(row: Row) -> str:
 
 
 def _mean(row: Row, name: str) -> str:
-    interval, decimals = row.metrics.get(name), _METRICS[name][1]
+    interval, decimals = row.metrics.get(name), METRICS[name][1]
     if interval is None:
         return "too small" if name == "psnr" and row.infeasible else _NOTHING
     half = (interval.high - interval.low) / 2
