@@ -9,15 +9,17 @@ from scalekv.errors import InvalidInput
 from scalekv.planning import BudgetLike
 from scalekv.policies.base import Policy, SelectionView
 from scalekv.policies.full import Full
+from scalekv.policies.h2o import H2O
 from scalekv.policies.layers import Layers, dense, uniform
 from scalekv.policies.observation import Observation, ObservingPolicy
 from scalekv.policies.random import Random
 from scalekv.policies.scalekv import ScaleKV
 from scalekv.policies.sliding_window import SlidingWindow
+from scalekv.policies.snapkv import SnapKV
 from scalekv.policies.streaming_llm import StreamingLLM
 
 POLICIES: dict[str, type[Policy]] = {
-    policy.name: policy for policy in (Full, ScaleKV, SlidingWindow, StreamingLLM, Random)
+    policy.name: policy for policy in (Full, ScaleKV, SlidingWindow, StreamingLLM, Random, SnapKV, H2O)
 }
 """Every method by name."""
 
@@ -59,6 +61,7 @@ def _imported(name: str) -> type[Policy] | None:
 
 
 __all__ = [
+    "H2O",
     "POLICIES",
     "Full",
     "Layers",
@@ -69,6 +72,7 @@ __all__ = [
     "ScaleKV",
     "SelectionView",
     "SlidingWindow",
+    "SnapKV",
     "StreamingLLM",
     "dense",
     "make_policy",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from scalekv.planning import CacheGeometry, HeadGroup, Schedule
@@ -22,6 +22,25 @@ def uniform(geometry: CacheGeometry, slots: int) -> Layers:
     schedule = geometry.schedule
     capacity = tuple(min(share, schedule.start(index)) for index in range(len(schedule)))
     return dense(geometry, [capacity] * geometry.layers)
+
+
+def over_segments(
+    schedule: Schedule, parts: int, divide: Callable[[int, Sequence[int]], Sequence[int]]
+) -> list[list[int]]:
+    """Capacities ``[part][segment]``, decided at one boundary between segments after the other.
+
+    Args:
+        schedule: the segments of the run.
+        parts: layers or heads.
+        divide: ``divide(segment, available)`` says what each part holds for ``segment``, at most ``available``: what it
+            held before, and the segment before.
+    """
+    capacities = [[0] for _ in range(parts)]
+    for index in range(1, len(schedule)):
+        available = [held[-1] + schedule[index - 1].tokens for held in capacities]
+        for held, tokens in zip(capacities, divide(index, available), strict=True):
+            held.append(tokens)
+    return capacities
 
 
 def bounded(layers: Layers, slots: int) -> Layers:

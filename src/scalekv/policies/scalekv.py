@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -10,7 +11,7 @@ from scalekv.errors import ProfileError
 from scalekv.planning import CacheGeometry, Profile, Segment
 from scalekv.policies.base import SelectionView
 from scalekv.policies.checks import check_choice, check_flag, check_odd, check_share, check_whole
-from scalekv.policies.layers import Layers, dense
+from scalekv.policies.layers import Layers, dense, over_segments
 from scalekv.policies.observation import ObservingPolicy, patch_centers
 from scalekv.policies.roles import PoolSplit, choose_drafters
 
@@ -80,16 +81,13 @@ class ScaleKV(ObservingPolicy):
         pool = slots // geometry.heads
         drafters = self.drafters(geometry, pool, profile)
         schedule, layers = geometry.schedule, geometry.layers
-        held = [0] * layers
-        capacities = [[0] for _ in range(layers)]
-        for index in range(1, len(schedule)):
-            available = [tokens + schedule[index - 1].tokens for tokens in held]
+
+        def divide(index: int, available: Sequence[int]) -> list[int]:
             window = len(self.observation(schedule[index - 1])) if self.queries == "centers" else 0
             split = PoolSplit(pool, max(self.refiner_floor, window), self.exact_division)
-            held = split(available, drafters.get(index, ()))
-            for layer, capacity in enumerate(held):
-                capacities[layer].append(capacity)
-        return dense(geometry, capacities)
+            return split(available, drafters.get(index, ()))
+
+        return dense(geometry, over_segments(schedule, layers, divide))
 
     def drafters(self, geometry: CacheGeometry, pool: int, profile: Profile | None) -> dict[int, tuple[int, ...]]:
         """Drafter layers by segment: the profile's published roles, else chosen from its ASI table."""
