@@ -75,43 +75,67 @@ def places(known: Sequence[Subject], wanted: Sequence[Subject]) -> list[int]:
     return indices
 
 
-def scenes_subjects(per_category: int) -> tuple[Subject, ...]:
-    """The held-out prompts of the built-in world, in the order of `scalekv.scenes.prompts.benchmark`.
+def scenes_subjects(count: int | None = None) -> tuple[Subject, ...]:
+    """Held-out prompts of the built-in world, in the order of `scalekv.scenes.prompts.benchmark`.
+
+    Args:
+        count: how many, evenly over the categories; default the whole benchmark, 40 of each. Fewer where there are
+            not as many different ones.
 
     Raises:
-        InvalidInput: less than one prompt per category.
+        InvalidInput: no prompt at all.
     """
-    from scalekv.scenes.prompts import benchmark
+    from scalekv.scenes.prompts import CATEGORIES, benchmark
 
+    if count is not None and count < 1:
+        raise InvalidInput(f"Expected at least 1 prompt of the built-in world, got {count}.")
+    prompts = benchmark() if count is None else benchmark(-(-count // len(CATEGORIES)))
+    beyond = 0 if count is None else -count % len(CATEGORIES)
+    full = {category: [one for one in prompts if one.category == category] for category in CATEGORIES}
+    for category in CATEGORIES[len(CATEGORIES) - beyond :]:
+        full[category].pop()
     return tuple(
-        Subject(prompt.text, prompt.category, source="scenes", details=asdict(prompt))
-        for prompt in benchmark(per_category)
+        Subject(one.text, category, source="scenes", details=asdict(one))
+        for category, some in full.items()
+        for one in some
     )
 
 
-def class_subjects(text: str, per_class: int, classes: int) -> tuple[Subject, ...]:
+def class_numbers(text: str) -> list[int] | None:
+    """Classes by number, such as ``"0-9,207"``; ``None`` for ``"all"``.
+
+    Raises:
+        InvalidInput: the text is neither.
+    """
+    if text.strip() == "all":
+        return None
+    numbers: list[int] = []
+    for piece in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", piece)
+        if match is None or int(match[1]) > int(match[2] or match[1]):
+            raise InvalidInput(f"Cannot read the classes {text!r}; write numbers such as '0-9,207', or 'all'.")
+        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return numbers
+
+
+def class_subjects(numbers: Sequence[int] | None, per_class: int, classes: int) -> tuple[Subject, ...]:
     """Classes of a class-conditional model, all pictures of a class one after another.
 
     Args:
-        text: such as ``"0-9,207"``, or ``"all"``.
+        numbers: of the classes; ``None`` for all.
         per_class: pictures of each.
         classes: how many the model knows.
 
     Raises:
-        InvalidInput: no such classes, or less than one picture of each.
+        InvalidInput: a class that the model does not know, or less than one picture of each.
     """
     if per_class < 1:
         raise InvalidInput(f"Expected at least 1 picture per class, got {per_class}.")
-    numbers: list[int] = list(range(classes)) if text.strip() == "all" else []
-    for piece in [] if numbers else text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not first <= last < classes:
-            raise InvalidInput(
-                f"Cannot read the classes {text!r}; write numbers from 0 to {classes - 1}, such as '0-9,207', or 'all'."
-            )
-        numbers += range(first, last + 1)
-    return tuple(Subject(str(number), item=str(number)) for number in numbers for _ in range(per_class))
+    chosen = range(classes) if numbers is None else numbers
+    for number in chosen:
+        if number >= classes:
+            raise InvalidInput(f"Class {number} does not exist; this model has classes 0 to {classes - 1}.")
+    return tuple(Subject(str(number), item=str(number)) for number in chosen for _ in range(per_class))
 
 
 def read_subjects(path: Path) -> tuple[Subject, ...]:

@@ -59,6 +59,11 @@ class Row:
     fid: float | None = None
     infeasible: str | None = None
 
+    @property
+    def identical(self) -> bool:
+        """Whether every picture equals that of the full cache, byte for byte."""
+        return "identical" in self.metrics and self.metrics["identical"].mean == 1
+
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return asdict(self)

@@ -59,7 +59,9 @@ def markdown(rows: Sequence[Row]) -> str:
     body = []
     for row in rows:
         fid = [_NOTHING if row.fid is None else f"{row.fid:.2f}"] if has_fid else []
-        metrics = (_range(row.metrics.get(name), METRICS.get(name, ("", OTHER))[1]) for name in names)
+        metrics = [_range(row.metrics.get(name), METRICS.get(name, ("", OTHER))[1]) for name in names]
+        if row.identical:
+            metrics[names.index("psnr")] = "identical"
         body.append([row.label, row.budget, _kept(row), *metrics, *fid])
     parts = [_markdown([*heads, *(["FID"] if has_fid else [])], body), _followed(rows)]
     notes = [f"- {row.label} at {row.budget}: {row.infeasible}\n" for row in rows if row.infeasible]
@@ -72,8 +74,10 @@ def _kept(row: Row) -> str:
 
 def _mean(row: Row, name: str) -> str:
     interval, decimals = row.metrics.get(name), METRICS[name][1]
+    if name == "psnr" and (row.infeasible or row.identical):
+        return "does not fit" if row.infeasible else "identical"
     if interval is None:
-        return "too small" if name == "psnr" and row.infeasible else _NOTHING
+        return _NOTHING
     half = (interval.high - interval.low) / 2
     return f"{interval.mean:.{decimals}f}" + (f" ±{half:.{decimals}f}" if name == "psnr" else "")
 
