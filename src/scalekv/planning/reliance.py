@@ -61,17 +61,21 @@ def scale_prior(profile: Profile) -> tuple[HeadTable, ...]:
     Raises:
         ProfileError: no table ``"mass"``.
     """
-    tokens = profile.schedule.tokens
+    layers, heads = range(profile.layers), range(profile.heads)
     return tuple(
-        tuple(
-            tuple(
-                tuple(cell[source][layer][head] / tokens[source] for source in range(len(cell)))
-                for head in range(profile.heads)
-            )
-            for layer in range(profile.layers)
-        )
-        for cell in profile.source_table("mass")
+        tuple(tuple(token_prior(profile, segment, layer, head) for head in heads) for layer in layers)
+        for segment in range(len(profile.schedule))
     )
+
+
+def token_prior(profile: Profile, segment: int, layer: int, head: int) -> tuple[float, ...]:
+    """One head's row of :func:`scale_prior`, ``[source]``.
+
+    Raises:
+        ProfileError: no table ``"mass"``.
+    """
+    cell, tokens = profile.source_table("mass")[segment], profile.schedule.tokens
+    return tuple(table[layer][head] / tokens[source] for source, table in enumerate(cell))
 
 
 def future_reliance(profile: Profile) -> HeadTable:

@@ -43,6 +43,13 @@ def over_segments(
     return capacities
 
 
+def of_whole_segments(heads: Sequence[int], sources: Sequence[Sequence[int]], schedule: Schedule) -> HeadGroup:
+    """A head group that holds whole segments; ``sources`` says which, for every segment, ascending."""
+    tokens = schedule.tokens
+    capacity = tuple(sum(tokens[source] for source in held) for held in sources)
+    return HeadGroup(tuple(heads), capacity, sources=tuple(tuple(held) for held in sources))
+
+
 def bounded(layers: Layers, slots: int) -> Layers:
     """Trim shrinking groups as little as needed a segment sooner, so that a pool holds at every moment.
 
