@@ -1,7 +1,7 @@
 """Make the folder that ships: ``python -m training.package RUN/pipeline OUT``: the trained pipeline with its profile.
 
-Calibrates twice, on disjoint prompts, and refuses nothing: it prints how far the two tables of the selectivity index
-agree, for a person to judge.
+Calibrates twice, on disjoint prompts, and refuses nothing: it prints how far the two profiles agree,
+for a person to judge.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from scalekv.calibration import calibrate
+from scalekv.calibration.stability import rank_correlations
 from scalekv.pipelines import InfinityPipeline
 from scalekv.planning import Profile
 from training import data
@@ -30,15 +31,6 @@ def profile_of(pipeline: InfinityPipeline, first: int, count: int) -> Profile:
         return calibrate(pipeline, prompts, name="scenes", progress=lambda done, _: bar.update(done - bar.n) and None)
 
 
-def agreement(one: Profile, other: Profile, table: str = "asi") -> float:
-    """Mean rank correlation of the layers, over the segments but the first, between two profiles."""
-    found = []
-    for row, partner in list(zip(one.statistics[table], other.statistics[table], strict=True))[1:]:
-        ranks = [np.argsort(np.argsort(values)) for values in (row, partner)]
-        found.append(float(np.corrcoef(ranks[0], ranks[1])[0, 1]))
-    return float(np.mean(found))
-
-
 def main() -> None:
     """Calibrate, and save the whole folder."""
     parser = argparse.ArgumentParser(prog="python -m training.package", description="Make the folder that ships.")
@@ -49,7 +41,8 @@ def main() -> None:
     pipeline = InfinityPipeline.from_pretrained(chosen.pipeline)
     pipeline.set_progress_bar_config(disable=True)
     first, second = (profile_of(pipeline, start, chosen.prompts) for start in (0, _SECOND))
-    print(f"two prompt sets order the layers alike: mean rank correlation {agreement(first, second):.3f}")
+    for name, correlation in rank_correlations(first, second).items():
+        print(f"two prompt sets, mean rank correlation of {name}: {correlation:.3f}")
     pipeline.profile = first
     with torch.no_grad():
         pipeline.save_pretrained(chosen.out)

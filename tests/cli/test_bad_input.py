@@ -126,11 +126,23 @@ CALIBRATE = {
     "out too long": (["note.txt", "--out", f"{'x' * 300}.json"], "name too long"),
     "no out": (["note.txt"], "--out"),
     "queries zero": (["note.txt", "--out", "p.json", "--queries", "0"], "--queries is 0"),
+    "add to nothing": (["note.txt", "--out", "p.json", "--add-to", "nowhere.json"], "nowhere.json"),
+    "add to other json": (["note.txt", "--out", "p.json", "--add-to", "other.json"], "other.json"),
+    "add to another model": (["note.txt", "--out", "p.json", "--add-to", "tiny.json"], "does not tell which prompts"),
     "seed negative": (["note.txt", "--out", "p.json", "--seed=-5"], "-5"),
     "size word": (["note.txt", "--out", "p.json", "--size", "big"], "'big'"),
 }
 
 WEIGHTS, VAE = str(GOLDEN / "weights.safetensors"), str(GOLDEN / "vae.safetensors")
+STABILITY = {
+    "nothing": ([], "argument"),
+    "one profile": (["tiny.json"], "two or more"),
+    "one profile twice": (["tiny.json", "tiny.json"], "named twice"),
+    "missing": (["tiny.json", "nowhere.json"], "nowhere.json"),
+    "other models": (["infinity-2b", "infinity-8b"], "differ in model"),
+    "budget word": (["tiny.json", "infinity-2b", "--budget", "much"], "'much'"),
+}
+
 CONVERT = {
     "source missing": (["nowhere.pth", "--vae", VAE, "--out", "new"], "nowhere.pth"),
     "vae missing": ([WEIGHTS, "--vae", "nowhere.pth", "--out", "new"], "nowhere.pth"),
@@ -172,6 +184,7 @@ CASES = {
     **{f"generate: {name}": (["generate", *words], text) for name, (words, text) in GENERATE.items()},
     **{f"plan: {name}": (["plan", *words], text) for name, (words, text) in PLAN.items()},
     **{f"calibrate: {name}": (["calibrate", *words], text) for name, (words, text) in CALIBRATE.items()},
+    **{f"stability: {name}": (["stability", *words], text) for name, (words, text) in STABILITY.items()},
     **{f"convert: {name}": (["convert", *words], text) for name, (words, text) in CONVERT.items()},
     **{f"info: {name}": (["info", *words], text) for name, (words, text) in INFO.items()},
     **OTHER,

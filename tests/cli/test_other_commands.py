@@ -38,6 +38,28 @@ def test_calibrate_writes_a_profile_that_generate_takes(
     assert "without a profile" not in run("generate", "a", "--profile", "profile.json").stderr
 
 
+def test_calibrations_add_up_and_are_compared(answer: Callable, run: Callable, folder: Path) -> None:
+    for name, prompt in (("a", "a fox"), ("b", "a hen")):
+        (folder / f"{name}.txt").write_text(prompt)
+    common = ("--queries", "8", "--guidance", "1")
+    answer("calibrate", "a.txt", "--out", "a.json", "--name", "mine", *common)
+    answer("calibrate", "b.txt", "--out", "b.json", "--seed", "9", "--name", "mine", *common)
+    answer("calibrate", "b.txt", "--out", "ab.json", "--seed", "9", "--add-to", "a.json", *common)
+    both, expected = Profile.load("ab.json"), Profile.merged(Profile.load("a.json"), Profile.load("b.json"))
+    assert both.model == "mine"
+    assert both == expected
+    found = answer("stability", "a.json", "b.json", "ab.json", "--budget", "5%")
+    assert [one["prompts"] for one in found["profiles"]] == [1, 1, 2]
+    assert [pair["shared_pictures"] for pair in found["pairs"]] == [0, 1, 1]
+    assert all(0 < pair["rank_correlations"]["mass"] < 1 for pair in found["pairs"])
+    assert all(0 <= value <= 1 for pair in found["pairs"] for value in pair["overlaps"].values())
+    printed = run("stability", "a.json", "b.json")
+    assert "sigma" in printed.stdout
+    assert "ScaleKV's drafters at 10%" in printed.stdout
+    assert "share prompts" not in printed.stderr
+    assert "2 of 3 pairs share prompts" in run("stability", "a.json", "b.json", "ab.json").stderr
+
+
 def test_calibrate_without_matplotlib(run: Callable, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
@@ -166,7 +188,7 @@ def test_version_and_bare_command(run: Callable) -> None:
     assert run().exit_code == 0
 
 
-@pytest.mark.parametrize("command", ["generate", "plan", "calibrate", "convert", "info", "methods", "env"])
+@pytest.mark.parametrize("command", ["generate", "plan", "calibrate", "stability", "convert", "info", "methods", "env"])
 def test_help_fits_eighty_columns(run: Callable, command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0

@@ -132,10 +132,10 @@ def test_merged_is_the_mean_over_prompts():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (measured(["b"], model="n"), "different models"),
-        (measured(["b"], roles={2: (0,)}), "different roles"),
-        (measured(["b"], curves={}), "different tables"),
-        (measured(["b"]).adapted_to(Schedule.from_sides([2, 2, 3])), "different schedules"),
+        (measured(["b"], model="n"), "differ in model"),
+        (measured(["b"], roles={2: (0,)}), "differ in roles"),
+        (measured(["b"], curves={}), "differ in tables"),
+        (measured(["b"]).adapted_to(Schedule.from_sides([2, 2, 3])), "differ in schedule"),
         (measured(["b"], details={"prompts": 1, "runs": [{"seed": 0, "prompts": ["b"]}], "queries": 9}), "queries"),
         (measured(["b"], details={"prompts": 1, "queries": 256}), "does not tell which prompts"),
         (measured(["b"], details={"runs": [{"seed": "x", "prompts": "b"}], "queries": 256}), "does not tell"),

@@ -56,7 +56,7 @@ class AttentionStatistics:
             ProfileError: attention gave numbers that are not finite.
         """
         tables: dict[str, Any] = {
-            kind: {name: tuple(_short(cell / self.images) for cell in cells) for name, cells in named.items()}
+            kind: {name: tuple(_short(cell / self.images) for cell in cells) for name, cells in sorted(named.items())}
             for kind, named in self._sums.items()
         }
         geometry = self.geometry

@@ -24,6 +24,7 @@ from scalekv.cli.options import (
     checked,
     dtype_from,
     option,
+    profile_from,
     whole,
     without_none,
 )
@@ -31,6 +32,7 @@ from scalekv.cli.output import Output
 from scalekv.cli.picture_size import PictureSize
 from scalekv.cli.profile_map import RoleMap, save_profile
 from scalekv.errors import InvalidInput
+from scalekv.planning.merging import check_disjoint
 
 
 def calibrate(
@@ -40,7 +42,12 @@ def calibrate(
     out: Annotated[Path, option("--out", "-o", metavar="FILE", help="The profile, a .json name.")],
     model: Model = TINY,
     name: Annotated[
-        str | None, option("--name", metavar="NAME", help="Model name in the profile. Default the model's.")
+        str | None,
+        option("--name", metavar="NAME", help="Model name in the profile. Default that of --add-to, or the model's."),
+    ] = None,
+    add_to: Annotated[
+        str | None,
+        option("--add-to", metavar="FILE", help="Earlier profile, same settings: --out gets the mean of all prompts."),
     ] = None,
     queries: Annotated[int, option("--queries", parser=whole, help="Queries sampled per segment.")] = 256,
     top: Annotated[int, option("--top", parser=whole, help="K' of the Attention Selectivity Index.")] = 64,
@@ -58,7 +65,8 @@ def calibrate(
     """Measure a model and write its profile.
 
     The profile tells which layers are drafters. Writes a PNG of the map beside the profile, if matplotlib is installed.
-    An existing profile is replaced together with its PNG; other files never are.
+    An existing profile is replaced together with its PNG; other files never are. 'scalekv stability' tells how far
+    profiles of different prompts agree.
     """
     output, begin = Output(json=json, quiet=quiet), time.perf_counter()
     prompts, wanted, kind = read_prompts(prompts_file), PictureSize.parse(size, aspect), dtype_from(dtype)
@@ -67,6 +75,9 @@ def calibrate(
     if queries < 1 or top < 1:
         raise InvalidInput(f"--queries is {queries} and --top is {top}; expected at least 1 each.")
     check_profile_file(out)
+    earlier = profile_from(add_to)
+    if earlier is not None:
+        check_disjoint([earlier.details, {"runs": [{"seed": seed, "prompts": prompts}]}])
     check_model(model)
     generation = {**wanted.pipeline_arguments(), **without_none(guidance_scale=guidance)}
     with output.guarded():
@@ -79,7 +90,8 @@ def calibrate(
             profile = measure(
                 pipeline,
                 prompts,
-                name=name or pipeline.config.model_name or model,
+                name=name or (earlier.model if earlier else None) or pipeline.config.model_name or model,
+                earlier=earlier,
                 seed=seed,
                 queries=queries,
                 top=top,

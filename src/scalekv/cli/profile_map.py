@@ -8,7 +8,7 @@ from typing import Any
 
 from scalekv.errors import InvalidInput
 from scalekv.files import replacing
-from scalekv.planning import Budget, CacheGeometry, Profile
+from scalekv.planning import Budget, Profile
 from scalekv.policies import ScaleKV
 from scalekv.policies.roles import z_scores
 
@@ -35,12 +35,11 @@ class RoleMap:
     @classmethod
     def of(cls, profile: Profile) -> RoleMap:
         """The map of a measured profile, drafters at ScaleKV's own budget."""
-        policy, table = ScaleKV(), profile.statistics["asi"]
-        geometry = CacheGeometry(profile.layers, profile.heads, 1, profile.schedule)
-        budget = Budget.parse(policy.budget)
-        pool = budget.bytes_for(geometry) // geometry.layer_token_bytes
-        drafters = policy.drafters(geometry, pool, profile)
-        return cls(profile, tuple(tuple(z_scores(row)) for row in table), drafters, str(budget))
+        from scalekv.calibration.stability import drafters_at
+
+        scores = tuple(tuple(z_scores(row)) for row in profile.layer_table("asi"))
+        budget = Budget.parse(ScaleKV().budget)
+        return cls(profile, scores, drafters_at(profile, budget), str(budget))
 
     def text(self) -> list[str]:
         """One line per segment that has a history, one character per layer, and a legend."""

@@ -15,31 +15,39 @@ _OF_A_RUN = {"prompts", "runs", "torch", "scalekv"}
 """Details that may differ between profiles that add up."""
 
 
+def check_comparable(profiles: Sequence[Profile]) -> None:
+    """Refuse profiles of different models or schedules.
+
+    Raises:
+        ProfileError: they are; or there is none.
+    """
+    if not profiles:
+        raise ProfileError("There is no profile; give at least one.")
+    for what in ("model", "layers", "heads", "schedule"):
+        _check_equal(what, [getattr(profile, what) for profile in profiles])
+
+
 def check_mergeable(profiles: Sequence[Profile]) -> None:
     """Refuse profiles that do not measure the same thing, or that count a picture twice.
 
     Raises:
         ProfileError: see :meth:`Profile.merged`.
     """
-    if not profiles:
-        raise ProfileError("There is no profile to merge; give at least one.")
-    first = profiles[0]
+    check_comparable(profiles)
+    _check_equal("roles", [profile.roles for profile in profiles])
+    _check_equal("tables", [_names(profile) for profile in profiles])
     for other in profiles[1:]:
-        for what, one, another in (
-            ("models", first.model, other.model),
-            ("layers", first.layers, other.layers),
-            ("heads", first.heads, other.heads),
-            ("schedules", first.schedule, other.schedule),
-            ("roles", first.roles, other.roles),
-            ("tables", _names(first), _names(other)),
-        ):
-            if one != another:
-                raise ProfileError(
-                    f"The profiles have different {what} ({one} and {another}) and cannot be added up; "
-                    f"calibrate both alike."
-                )
-        check_settings(first.details, other.details)
+        check_settings(profiles[0].details, other.details)
     check_disjoint([profile.details for profile in profiles])
+
+
+def _check_equal(what: str, values: Sequence[object]) -> None:
+    for value in values[1:]:
+        if value != values[0]:
+            raise ProfileError(
+                f"The profiles differ in {what} ({values[0]} and {value}) and do not belong together; "
+                f"calibrate both alike."
+            )
 
 
 def check_settings(details: Mapping[str, Any], other: Mapping[str, Any]) -> None:
@@ -51,8 +59,8 @@ def check_settings(details: Mapping[str, Any], other: Mapping[str, Any]) -> None
     for name in sorted((details.keys() | other.keys()) - _OF_A_RUN):
         if details.get(name) != other.get(name):
             raise ProfileError(
-                f"The profiles were measured with different settings ({name}: {details.get(name)} and "
-                f"{other.get(name)}) and cannot be added up; calibrate both alike."
+                f"The profiles differ in settings ({name}: {details.get(name)} and {other.get(name)}) and cannot be "
+                f"added up; calibrate both alike."
             )
 
 
