@@ -20,6 +20,7 @@ from scalekv.cli.info import info
 from scalekv.cli.methods import methods
 from scalekv.cli.output import Interrupted, report
 from scalekv.cli.plan import plan
+from scalekv.cli.stability import stability
 
 HELP_WIDTH = 78
 """Characters of a line of help where no terminal says how wide it is."""
@@ -90,7 +91,7 @@ def scalekv(
         typer.echo(context.get_help())
 
 
-for _command in (generate, compare, plan, calibrate, convert, info, methods, env):
+for _command in (generate, compare, plan, calibrate, stability, convert, info, methods, env):
     app.command()(_command)
 
 
