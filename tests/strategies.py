@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import strategies as st
 
 from scalekv.planning import CacheGeometry, Profile, Schedule
-from scalekv.policies import Policy, Random, ScaleKV, SlidingWindow, StreamingLLM
+from scalekv.planning.tables import cell_shape
+from scalekv.policies import (
+    AMSKV,
+    CAKE,
+    H2O,
+    AdaKV,
+    Hack,
+    HackPP,
+    HeatKV,
+    Policy,
+    PyramidKV,
+    Random,
+    ScaleKV,
+    SlidingWindow,
+    SnapKV,
+    StreamingLLM,
+)
 
 
 @st.composite
@@ -29,19 +47,42 @@ def geometries(draw, layers: int = 5, heads: int = 3, **sizes) -> CacheGeometry:
     )
 
 
+MEASURED = {
+    "statistics": ("asi", "window_entropy", "window_variance", "scale_similarity"),
+    "head_statistics": ("sigma",),
+    "source_statistics": ("mass",),
+    "curves": ("snapkv",),
+}
+"""The tables that methods ask for."""
+
+
+def measured(geometry: CacheGeometry, seed: int) -> dict[str, Any]:
+    """All tables of ``MEASURED``, with numbers in 0 .. 1 of very different size."""
+    numbers, sides = random.Random(seed), (geometry.schedule, geometry.layers, geometry.heads)
+
+    def cell(shape: tuple[int, ...]) -> Any:
+        return tuple(cell(shape[1:]) for _ in range(shape[0])) if shape else numbers.random() ** 4
+
+    return {
+        kind: {
+            name: tuple(cell(cell_shape(kind, *sides, segment)) for segment in range(len(geometry.schedule)))
+            for name in names
+        }
+        for kind, names in MEASURED.items()
+    }
+
+
 @st.composite
 def profiles(draw, geometry: CacheGeometry) -> Profile | None:
-    """No profile, published roles, or an ASI table."""
-    kind = draw(st.sampled_from(["none", "roles", "asi"]))
+    """No profile, or all tables with or without published roles."""
+    kind = draw(st.sampled_from(["none", "roles", "tables"]))
     if kind == "none":
         return None
     layers, segments = geometry.layers, len(geometry.schedule)
-    common = {"model": "drawn", "layers": layers, "heads": geometry.heads, "schedule": geometry.schedule}
-    if kind == "roles":
-        subset = st.sets(st.integers(0, layers - 1)).map(lambda chosen: tuple(sorted(chosen)))
-        return Profile(**common, roles={index: draw(subset) for index in range(segments)})
-    row = st.tuples(*[st.floats(0, 1)] * layers)
-    return Profile(**common, statistics={"asi": tuple(draw(row) for _ in range(segments))})
+    subset = st.sets(st.integers(0, layers - 1)).map(lambda chosen: tuple(sorted(chosen)))
+    roles = {index: draw(subset) for index in range(segments)} if kind == "roles" else None
+    tables = measured(geometry, draw(st.integers(0, 2**20)))
+    return Profile("drawn", layers, geometry.heads, geometry.schedule, roles=roles, **tables)
 
 
 def policies(**settings) -> st.SearchStrategy[Policy]:
@@ -57,7 +98,34 @@ def policies(**settings) -> st.SearchStrategy[Policy]:
         drafter_share=st.floats(0, 1),
     )
     plain = st.sampled_from([SlidingWindow(), StreamingLLM(), StreamingLLM(sink_segments=0), Random(), Random(seed=3)])
-    return (scale | plain).map(lambda policy: _with(policy, settings))
+    return (scale | plain | _language_model_baselines() | _next_scale_rivals()).map(lambda policy: _with(policy, settings))
+
+
+def _language_model_baselines() -> st.SearchStrategy[Policy]:
+    share, times = st.floats(0, 1), st.sampled_from(["after", "before"])
+    snap = {
+        "timing": times,
+        "queries": st.sampled_from(["uniform:32", "uniform:5", "last:8", "random:3", "centers", "all"]),
+        "pooling": st.sampled_from(["average", "max", "none"]),
+        "keep_window": st.booleans(),
+    }
+    return st.one_of(
+        st.builds(SnapKV, **snap),
+        st.builds(PyramidKV, **snap, beta=st.floats(1, 40)),
+        st.builds(CAKE, **snap, tau1=st.floats(0.1, 10), tau2=st.floats(0.1, 10)),
+        st.builds(AdaKV, **snap, alpha=share, groups=st.integers(1, 3)),
+        st.builds(H2O, timing=times, recent_fraction=share, per_query=st.booleans()),
+    )
+
+
+def _next_scale_rivals() -> st.SearchStrategy[Policy]:
+    share, times, few = st.floats(0, 1), st.sampled_from(["after", "before"]), st.integers(1, 3)
+    return st.one_of(
+        st.builds(Hack, timing=times, alpha=share, contextual_share=share, init_segments=few, fallback=st.just(True)),
+        st.builds(HackPP, alpha=share, tau=st.floats(0, 3), attention_share=st.floats(0.05, 1), floor=few),
+        st.builds(HeatKV, allocation=st.sampled_from(["uniform", "density"]), sink_scales=few),
+        st.builds(AMSKV, expanding_share=share, condensed_scales=few),
+    )
 
 
 def _with(policy: Policy, settings: dict) -> Policy:

@@ -20,7 +20,18 @@ from live_bytes import LiveBytes
 from scalekv.cache import KVCache
 from scalekv.errors import BudgetError
 from scalekv.planning import CacheGeometry, Profile, Schedule
-from scalekv.policies import Full, Policy, Random, ScaleKV, SlidingWindow, StreamingLLM
+from scalekv.policies import (
+    CAKE,
+    H2O,
+    Full,
+    Policy,
+    PyramidKV,
+    Random,
+    ScaleKV,
+    SlidingWindow,
+    SnapKV,
+    StreamingLLM,
+)
 from strategies import geometries, policies, profiles
 
 SCHEDULE = Schedule.from_sides([1, 2, 3, 5, 6])
@@ -44,6 +55,11 @@ COMPRESSING = [
     TwoBudgets(read=300, queries="all"),
     Remembering(),
     Remembering(timing="before"),
+    SnapKV(),
+    PyramidKV(beta=5.0),
+    H2O(),
+    CAKE(),
+    CAKE(queries="all"),
 ]
 
 

@@ -7,11 +7,18 @@ from typing import Any
 
 from scalekv.errors import InvalidInput
 from scalekv.planning import BudgetLike
+from scalekv.policies.adakv import AdaKV
+from scalekv.policies.ams_kv import AMSKV
 from scalekv.policies.base import Policy, SelectionView
+from scalekv.policies.cake import CAKE
 from scalekv.policies.full import Full
 from scalekv.policies.h2o import H2O
+from scalekv.policies.hack import Hack
+from scalekv.policies.hack_pp import HackPP
+from scalekv.policies.heatkv import HeatKV
 from scalekv.policies.layers import Layers, dense, uniform
 from scalekv.policies.observation import Observation, ObservingPolicy
+from scalekv.policies.pyramidkv import PyramidKV
 from scalekv.policies.random import Random
 from scalekv.policies.scalekv import ScaleKV
 from scalekv.policies.sliding_window import SlidingWindow
@@ -19,7 +26,23 @@ from scalekv.policies.snapkv import SnapKV
 from scalekv.policies.streaming_llm import StreamingLLM
 
 POLICIES: dict[str, type[Policy]] = {
-    policy.name: policy for policy in (Full, ScaleKV, SlidingWindow, StreamingLLM, Random, SnapKV, H2O)
+    policy.name: policy
+    for policy in (
+        Full,
+        ScaleKV,
+        SlidingWindow,
+        StreamingLLM,
+        Random,
+        SnapKV,
+        PyramidKV,
+        H2O,
+        CAKE,
+        AdaKV,
+        Hack,
+        HackPP,
+        HeatKV,
+        AMSKV,
+    )
 }
 """Every method by name."""
 
@@ -61,13 +84,20 @@ def _imported(name: str) -> type[Policy] | None:
 
 
 __all__ = [
+    "AMSKV",
+    "CAKE",
     "H2O",
     "POLICIES",
+    "AdaKV",
     "Full",
+    "Hack",
+    "HackPP",
+    "HeatKV",
     "Layers",
     "Observation",
     "ObservingPolicy",
     "Policy",
+    "PyramidKV",
     "Random",
     "ScaleKV",
     "SelectionView",
