@@ -15,6 +15,8 @@ from scalekv.cli.calibrate import calibrate
 from scalekv.cli.compare import compare
 from scalekv.cli.convert import convert
 from scalekv.cli.env import env
+from scalekv.cli.evaluate import evaluate
+from scalekv.cli.export import export
 from scalekv.cli.generate import generate
 from scalekv.cli.info import info
 from scalekv.cli.methods import methods
@@ -46,6 +48,7 @@ class Commands(TyperGroup):
         """Run the command line and exit."""
         words = list(sys.argv[1:] if args is None else args)
         extra["standalone_mode"] = False
+        extra["obj"] = words
         try:
             code = super().main(words, prog_name, **extra)
         except Exception as error:
@@ -91,7 +94,7 @@ def scalekv(
         typer.echo(context.get_help())
 
 
-for _command in (generate, compare, plan, calibrate, stability, convert, info, methods, env):
+for _command in (generate, compare, evaluate, export, plan, calibrate, stability, convert, info, methods, env):
     app.command()(_command)
 
 

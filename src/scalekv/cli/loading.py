@@ -56,13 +56,14 @@ def check_model(name: str) -> None:
         raise InvalidInput(f"There is no model folder {name!r}; give a folder, a hub name (owner/name), or {TINY}.")
 
 
-def check_subject(name: str, classes: bool, pipeline: Any = None) -> None:
+def check_subject(name: str, classes: bool, pipeline: Any = None, option: str = "--class") -> None:
     """Refuse classes for a model that draws prompts, and prompts for one that draws classes.
 
     Args:
         name: the model; what cannot be told before it is loaded passes.
         classes: whether classes are given.
         pipeline: the model, once it is loaded.
+        option: how classes are given.
 
     Raises:
         InvalidInput: the model draws the other kind.
@@ -73,9 +74,10 @@ def check_subject(name: str, classes: bool, pipeline: Any = None) -> None:
     else:
         kind = "VARPipeline" if name == TINY_CLASSES else _stored_kind(model_path(name))
     if kind == "VARPipeline" and not classes:
-        raise InvalidInput(f"{name} draws classes, not prompts; write --class 207 or --class 'golden retriever'.")
+        names = " or --class 'golden retriever'" if option == "--class" else ""
+        raise InvalidInput(f"{name} draws classes, not prompts; write {option} 207{names}.")
     if kind == "InfinityPipeline" and classes:
-        raise InvalidInput(f"{name} draws prompts, not classes; leave --class out and write what to draw.")
+        raise InvalidInput(f"{name} draws prompts, not classes; leave {option} out and write what to draw.")
 
 
 def _stored_kind(folder: Path) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +27,9 @@ OK, BUG, INVALID, OUT_OF_MEMORY, INTERRUPTED = 0, 1, 2, 3, 130
 
 WIDE = 1000
 """Characters of a line where no person reads: lines of a file or a pipe are never broken."""
+
+SPEED_PERIOD = 1800
+"""Seconds of the past from which the time left is told: single steps may take minutes."""
 
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
@@ -122,17 +125,25 @@ class Output:
             write_json(self.stdout, value)
 
     @contextlib.contextmanager
-    def progress(self, description: str, total: int | None = None) -> Iterator[Steps]:
-        """A progress bar on standard error that vanishes at the end; nothing at all if that is no terminal."""
+    def progress(self, description: str, total: int | None = None, time_left: bool = False) -> Iterator[Steps]:
+        """A progress bar on standard error that vanishes at the end; nothing at all if that is no terminal.
+
+        Args:
+            description: what goes on.
+            total: steps in all.
+            time_left: also tell hours, minutes and seconds to go.
+        """
         console = Console(file=self.stderr)
-        columns = (
+        columns: list[ProgressColumn] = [
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
+            *([TimeRemainingColumn()] if time_left else []),
             TextColumn("{task.fields[note]}", markup=False),
-        )
+        ]
         hidden = self.quiet or not console.is_terminal
-        with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        settings: Any = {"transient": True, "disable": hidden, "speed_estimate_period": SPEED_PERIOD}
+        with Progress(*columns, console=console, **settings) as bar:
             self._live = None if hidden else bar.console
             try:
                 yield Steps(bar, bar.add_task(description, total=total, note=""))
@@ -199,6 +210,10 @@ class Steps:
     def advance(self, note: str = "") -> None:
         """One step is done."""
         self._bar.update(self._task, advance=1, note=note)
+
+    def reach(self, done: int, total: int, note: str = "") -> None:
+        """``done`` steps of ``total`` are done."""
+        self._bar.update(self._task, completed=done, total=total, note=note)
 
 
 def quiet_libraries() -> None:

@@ -63,6 +63,10 @@ class PolicySpec:
         settings = ",".join(f"{name}={_shown(value)}" for name, value in self.settings)
         return f"{self.name}:{settings}" if settings else self.name
 
+    def strict(self) -> PolicySpec:
+        """This method, with its peak held under the budget."""
+        return PolicySpec(self.name, tuple(sorted({**dict(self.settings), "strict": True}.items())))
+
     def policy(self, budget: BudgetLike | None) -> Policy:
         """The policy with a budget; ``None`` is its own default."""
         return make_policy(self.name, budget, **dict(self.settings))
