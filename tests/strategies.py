@@ -98,7 +98,8 @@ def policies(**settings) -> st.SearchStrategy[Policy]:
         drafter_share=st.floats(0, 1),
     )
     plain = st.sampled_from([SlidingWindow(), StreamingLLM(), StreamingLLM(sink_segments=0), Random(), Random(seed=3)])
-    return (scale | plain | _language_model_baselines() | _next_scale_rivals()).map(lambda policy: _with(policy, settings))
+    every = scale | plain | _language_model_baselines() | next_scale_rivals()
+    return every.map(lambda policy: _with(policy, settings))
 
 
 def _language_model_baselines() -> st.SearchStrategy[Policy]:
@@ -118,7 +119,7 @@ def _language_model_baselines() -> st.SearchStrategy[Policy]:
     )
 
 
-def _next_scale_rivals() -> st.SearchStrategy[Policy]:
+def next_scale_rivals() -> st.SearchStrategy[Policy]:
     share, times, few = st.floats(0, 1), st.sampled_from(["after", "before"]), st.integers(1, 3)
     return st.one_of(
         st.builds(Hack, timing=times, alpha=share, contextual_share=share, init_segments=few, fallback=st.just(True)),

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from live_bytes import LiveBytes
 from scalekv.cache import KVCache
 from scalekv.planning import CacheGeometry, Moment, Profile, Segment
 from scalekv.policies import Policy
+
+SMALL = 2048  # bytes: index lists of a few entries per head
 
 
 def tensors(geometry: CacheGeometry, segment: Segment, layer: int, dtype=torch.float32) -> list[Tensor]:
@@ -58,3 +61,15 @@ def reference(geometry: CacheGeometry) -> dict[tuple[int, int], Tensor]:
 
 def moments(cache: KVCache) -> dict[tuple[int, int], Moment]:
     return {(moment.segment, moment.layer): moment for moment in cache.plan.moments()}
+
+
+def compare_with_witness(witness: LiveBytes, cache: KVCache, ambient: int, segment, layer: int, moment: Moment) -> None:
+    """One attention call: what lives after it is what is planned, and no more than planned lives inside it."""
+    query, key, value, bare = tensors(cache.plan.geometry, segment, layer, cache.dtype)
+    given = witness.live - ambient - moment.before
+    witness.reset()
+    output = cache.attend(layer, query, key, value, projected_query=lambda positions: bare[:, :, positions])
+    assert witness.live - ambient - given - output.untyped_storage().nbytes() == moment.after
+    statistics = output.numel() // output.shape[-1] * 4  # of the attention kernel
+    copies = 2 * output.nbytes if len(cache.plan.layers[layer]) > 1 else output.nbytes
+    assert witness.peak - ambient - given <= moment.peak + copies + statistics + SMALL

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from driving import moments, reference, run, steps, tensors
+from driving import compare_with_witness, moments, reference, run, steps, tensors
 from methods import OddSegments, PerHead, Remembering, TwoBudgets
 
 from live_bytes import LiveBytes
@@ -38,7 +38,6 @@ SCHEDULE = Schedule.from_sides([1, 2, 3, 5, 6])
 GEOMETRY = CacheGeometry(3, 2, 8, SCHEDULE, batch=2, guidance=2, element_bytes=4)
 
 
-SMALL = 2048  # bytes: index lists of a few entries per head
 COMPRESSING = [
     ScaleKV(),
     ScaleKV(scorer="projection", pooling="max"),
@@ -137,17 +136,6 @@ def test_an_independent_witness_sees_no_more_than_planned(policy, strict, head_d
             ambient = witness.live - cache.live_bytes
             for layer in range(geometry.layers):
                 compare_with_witness(witness, cache, ambient, segment, layer, planned[segment.index, layer])
-
-
-def compare_with_witness(witness, cache, ambient: int, segment, layer: int, moment) -> None:
-    query, key, value, bare = tensors(cache.plan.geometry, segment, layer, cache.dtype)
-    given = witness.live - ambient - moment.before
-    witness.reset()
-    output = cache.attend(layer, query, key, value, projected_query=lambda positions: bare[:, :, positions])
-    assert witness.live - ambient - given - output.untyped_storage().nbytes() == moment.after
-    statistics = output.numel() // output.shape[-1] * 4  # of the attention kernel
-    copies = 2 * output.nbytes if len(cache.plan.layers[layer]) > 1 else output.nbytes
-    assert witness.peak - ambient - given <= moment.peak + copies + statistics + SMALL
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -48,7 +48,7 @@ class AMSKV(Policy):
 
     name: ClassVar[str] = "ams_kv"
     source: ClassVar[str] = "AMS-KV (AAAI 2026)"
-    summary: ClassVar[str] = "first and newest whole scales; more in layers whose scales differ"
+    summary: ClassVar[str] = "first and newest whole scales; more in layers that need them"
 
     def __post_init__(self) -> None:
         super().__post_init__()

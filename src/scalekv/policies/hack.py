@@ -57,7 +57,7 @@ class Hack(ObservingPolicy):
 
     name: ClassVar[str] = "hack"
     source: ClassVar[str] = "HACK, arXiv 2504.09261 (AAAI 2026)"
-    summary: ClassVar[str] = "few tokens for contextual heads, first and newest for structural ones"
+    summary: ClassVar[str] = "few tokens for contextual heads, more for structural ones"
     scoring_bytes: ClassVar[int] = 8
 
     def __post_init__(self) -> None:

@@ -63,9 +63,9 @@ class HackPP(ObservingPolicy):
 
     name: ClassVar[str] = "hack_pp"
     source: ClassVar[str] = "HACK++, arXiv 2606.08302 (2026)"
-    summary: ClassVar[str] = "budgets by what later scales rely on; attends to a part of the tokens"
+    summary: ClassVar[str] = "a budget to attend and one to keep, set by later reliance"
     tracks_origin: ClassVar[bool] = True
-    scoring_bytes: ClassVar[int] = 24
+    scoring_bytes: ClassVar[int] = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()

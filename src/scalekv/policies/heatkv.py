@@ -45,7 +45,7 @@ class HeatKV(Policy):
 
     name: ClassVar[str] = "heatkv"
     source: ClassVar[str] = "HeatKV, arXiv 2605.14877 (2026)"
-    summary: ClassVar[str] = "each head keeps whole scales, those that calibration saw attended most"
+    summary: ClassVar[str] = "each head keeps the whole scales it was seen to attend to"
 
     def __post_init__(self) -> None:
         super().__post_init__()
