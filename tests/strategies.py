@@ -122,7 +122,7 @@ def _language_model_baselines() -> st.SearchStrategy[Policy]:
 def next_scale_rivals() -> st.SearchStrategy[Policy]:
     share, times, few = st.floats(0, 1), st.sampled_from(["after", "before"]), st.integers(1, 3)
     return st.one_of(
-        st.builds(Hack, timing=times, alpha=share, contextual_share=share, init_segments=few, fallback=st.just(True)),
+        st.builds(Hack, timing=times, alpha=share, contextual_share=share, init_segments=few),
         st.builds(HackPP, alpha=share, tau=st.floats(0, 3), attention_share=st.floats(0.05, 1), floor=few),
         st.builds(HeatKV, allocation=st.sampled_from(["uniform", "density"]), sink_scales=few),
         st.builds(AMSKV, expanding_share=share, condensed_scales=few),

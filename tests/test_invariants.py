@@ -14,6 +14,7 @@ from scalekv.errors import InvalidInput
 from scalekv.models.infinity import InfinityScheduler
 from scalekv.pipelines.infinity import InfinityPipeline
 from scalekv.pipelines.tiny import tiny_pipeline
+from scalekv.policies import AMSKV, Hack, HackPP, HeatKV
 
 SMALL = [[1, 1], [2, 2], [3, 3], [4, 4], [6, 6]]
 WIDE = [[1, 1], [1, 3], [2, 4], [3, 6], [4, 8]]
@@ -23,6 +24,10 @@ POLICIES: list[Policy] = [
     SlidingWindow(),
     StreamingLLM(),
     Random(),
+    Hack(budget="30%"),
+    HackPP(budget="30%"),
+    HeatKV(budget="60%"),
+    AMSKV(budget="40%"),
 ]
 
 
