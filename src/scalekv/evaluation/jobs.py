@@ -14,7 +14,7 @@ from scalekv.policies import POLICIES, Policy, make_policy
 SEED_STRIDE = 1_000_000
 """From one seed of a run to the next, so that no two of its pictures share their noise [ours]."""
 
-_WORDS: dict[str, Any] = {"true": True, "false": False, "none": None}
+_WORDS: dict[str, Any] = {"true": True, "false": False, "null": None}
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def _value(text: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    return next((word for word, meant in _WORDS.items() if value is meant), str(value))
 
 
 def _file_name(text: str) -> str:
