@@ -41,6 +41,11 @@ def test_layers_of_low_similarity_expand():
     assert long == {layer for layer, value in enumerate(order) if value >= 25}
 
 
+def test_equal_layers_expand_by_number():
+    plan = AMSKV("190.67 tokens").plan(DEPTH_30, similar(DEPTH_30, [0.0] * 30))
+    assert [group.capacity[-1] for (group,) in plan.layers] == [274] * 5 + [174] * 25
+
+
 def naive(tokens, condensed: int, small: int, large: int, similarity, theta: float) -> list[tuple[int, ...]]:
     """The rule as llm_baselines states it, a scale counted with the condensed ones beside it."""
     capacity, stored, lists = small, [], [()]
@@ -80,6 +85,7 @@ def test_every_layer_follows_the_rule_with_one_threshold(geometry, data):
     small, large = policy.capacities(geometry, slots, count)
     assert (geometry.layers - count) * small + count * large <= slots // geometry.heads
     table = profile.layer_table("scale_similarity")
+    assert sum(group.capacity[-1] > small for (group,) in plan.layers) <= count
     rows = [[table[segment][layer] for segment in range(len(geometry.schedule))] for layer in range(geometry.layers)]
     found = [list(group.sources) for (group,) in plan.layers]
     thresholds = [-1.0, *sorted({value for row in rows for value in row})] if count else [-1.0]

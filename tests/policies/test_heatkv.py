@@ -69,6 +69,30 @@ def shuffled(pool: AtomPool, seed: int) -> dict[int, list[int]]:
     }
 
 
+def naive_missing(pool: AtomPool, removals, orders) -> list[set[tuple[int, int]]]:
+    """The timing of removals as the reference states it, every occupancy counted anew."""
+    tokens, layer_of = pool.schedule.tokens, lambda atom: atom[1] // pool.heads
+    gone, missing = set(), []
+    for target, required in enumerate(removals):
+        here, early = set(gone), set()
+        for layer in range(pool.layers):
+            here |= {atom for atom in required if layer_of(atom) == layer}
+
+            def held(done=layer, there=here, target=target, required=required) -> int:
+                old = [(s, slot) for s in range(target) for slot in range(pool.cells) if (s, slot) not in there]
+                new = [(target, slot) for slot in range((done + 1) * pool.heads) if (target, slot) not in required]
+                return sum(tokens[source] for source, _ in (*old, *new))
+
+            while held() > pool.slots:
+                waiting = [atom for atom in required - here if layer_of(atom) > layer and atom[0] < target]
+                waiting.sort(key=lambda atom: (-layer_of(atom), -atom[0], orders[atom[0]].index(atom[1])))
+                here.add(waiting[0])
+                early.add(waiting[0])
+        missing.append(gone | early)
+        gone = here
+    return [*missing, gone]
+
+
 def occupancies(pool: AtomPool, missing: list[set[tuple[int, int]]]):
     """Held slots after every (segment, layer), from the rule that a layer that is done holds what it reads next."""
     tokens, last = pool.schedule.tokens, len(pool.schedule) - 1
@@ -107,6 +131,7 @@ def test_any_orders_hold_the_pool_at_every_moment(allocation, geometry, data):
         }
         removals = pool.density_removals(scores)
     missing = pool.missing(removals, orders)
+    assert missing == naive_missing(pool, removals, orders)
     assert max(occupancies(pool, missing)) <= slots
     assert all(sink <= source for gone in missing for source, _ in gone), "protected scales stay"
     for now, later in pairwise(removals):
@@ -189,6 +214,13 @@ def test_density_keeps_what_is_worth_most_per_token():
         for target, gone in enumerate(pool.density_removals(scores))
     ]
     assert kept == [set(), {(1, 0), (1, 1)}, {(2, 1)}, {(3, 2)}]
+
+
+def test_density_passes_over_what_does_not_fit():
+    schedule = Schedule.from_shapes([(1, 1), (1, 2), (1, 9), (1, 4)])
+    pool = AtomPool(schedule, 1, 2, 1, 2 * 1 + 12)
+    removals = pool.density_removals({1: ((0.2, 0.1),), 2: ((9.0, 8.0),)})
+    assert removals == [set(), set(), {(2, 1), (1, 1)}], "9 of 12 go to (2, 0); 3 are too few for 9, enough for 2"
 
 
 def test_without_a_profile_heads_go_by_number():

@@ -67,7 +67,7 @@ class HeatKV(Policy):
         else:
             removals = pool.density_removals(scas(profile, self.sink_scales))
         missing = pool.missing(removals, orders)
-        return tuple(_groups(geometry, self.sink_scales, layer, missing) for layer in range(geometry.layers))
+        return tuple(_groups(geometry, layer, missing) for layer in range(geometry.layers))
 
     def fewest_slots(self, geometry: CacheGeometry) -> int:
         """The protected tokens of every head."""
@@ -81,13 +81,13 @@ def _indifferent(geometry: CacheGeometry) -> Profile:
     return Profile("", geometry.layers, geometry.heads, geometry.schedule, source_statistics={"mass": mass})
 
 
-def _groups(geometry: CacheGeometry, sink: int, layer: int, missing: Sequence[set[Atom]]) -> tuple[HeadGroup, ...]:
+def _groups(geometry: CacheGeometry, layer: int, missing: Sequence[set[Atom]]) -> tuple[HeadGroup, ...]:
     """Heads of one layer by what they hold, in the order of their first head."""
     heads: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for head in range(geometry.heads):
         slot = layer * geometry.heads + head
         sources = tuple(
-            tuple(source for source in range(target) if source < sink or (source, slot) not in gone)
+            tuple(source for source in range(target) if (source, slot) not in gone)
             for target, gone in enumerate(missing)
         )
         heads.setdefault(sources, []).append(head)
