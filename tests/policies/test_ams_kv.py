@@ -34,6 +34,23 @@ def test_published_capacities():
     assert plan.mean_tokens == pytest.approx(190.67, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "small", "last"),
+    [
+        (642, 405, [(0, 1, 10), (0, 1, 7)]),
+        (1285, 1029, [(0, 1, 11), (0, 1, 9)]),
+        (257, 249, [(0, 1, 6), (0, 1, 3, 4, 5)]),
+    ],
+)
+def test_small_layers_hold_a_run_that_lasts(tokens, small, last):
+    """521 tokens would be 16 + 36 + 64 + 144 + 256 beside the first two, until 400 arrive and leave only themselves."""
+    schedule = Schedule.from_sides([1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64])
+    geometry = CacheGeometry(40, 28, 128, schedule)
+    plan = AMSKV(f"{tokens} tokens").plan(geometry, similar(geometry, range(40)))
+    assert AMSKV().capacities(geometry, tokens * 40 * 28, 7)[0] == small
+    assert [group.sources[-1] for (group,) in plan.layers] == [last[0]] * 7 + [last[1]] * 33
+
+
 def test_layers_of_low_similarity_expand():
     order = [(7 * layer) % 30 for layer in range(30)]
     plan = AMSKV("190.67 tokens").plan(DEPTH_30, similar(DEPTH_30, [-value for value in order]))

@@ -29,8 +29,8 @@ class AMSKV(Policy):
 
     Ours: memory is planned before the prompt is known, so similarities are those of calibration, and theta is where
     ``expanding_share`` of the layers expand (about 1/6 in the paper's motivating test). C_min is the first two scales
-    and the largest run of whole ones with which the expanding layers can hold one scale more; what the pool has left
-    is C_max. Without a profile no layer expands and all are equal.
+    and the largest run of whole ones that no later scale drives out and with which the expanding layers can hold one
+    scale more; what the pool has left is C_max. Without a profile no layer expands and all are equal.
 
     Args:
         budget: see :class:`Policy`.
@@ -85,17 +85,22 @@ class AMSKV(Policy):
             slots: the pool, at least the condensed tokens of every head.
             expanding: layers that get C_max; 0 gives all layers an equal share.
         """
-        layers, history = geometry.layers, geometry.schedule.tokens[:-1]
+        layers, tokens = geometry.layers, geometry.schedule.tokens
         pool = slots // geometry.heads
         if not expanding:
             return pool // layers, pool // layers
-        first = min(self.condensed_scales, len(history))
-        base = small = sum(history[:first])
-        for start in range(first, len(history)):
-            for end in range(start, len(history)):
-                run, longer = sum(history[start : end + 1]), sum(history[max(first, start - 1) : end + 1])
-                if (layers - expanding) * (base + run) + expanding * (base + longer) <= pool:
-                    small = max(small, base + run)
+        first, last = min(self.condensed_scales, len(tokens) - 1), len(tokens) - 1
+        base = small = sum(tokens[:first])
+        for start in range(first, last):
+            for end in range(start, last):
+                run, longer = base + sum(tokens[start : end + 1]), base + sum(tokens[max(first, start - 1) : end + 1])
+                fits = (layers - expanding) * run + expanding * longer <= pool
+                if (
+                    fits
+                    and run > small
+                    and _held(tokens, first, run, run, ())[0][-1][first:] == (*range(start, end + 1),)
+                ):
+                    small = run
         return small, (pool - (layers - expanding) * small) // expanding
 
     def fewest_slots(self, geometry: CacheGeometry) -> int:
