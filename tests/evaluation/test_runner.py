@@ -17,6 +17,7 @@ from scalekv.evaluation import RunFolder, Share, Subject, evaluate, scenes_subje
 from scalekv.evaluation.jobs import FULL
 from scalekv.evaluation.plugins import Scorer
 from scalekv.evaluation.runner import lacking
+from scalekv.evaluation.store import Writer
 from scalekv.planning import Schedule
 from scalekv.policies import POLICIES, Policy, Random
 from scalekv.scenes.prompts import benchmark
@@ -359,3 +360,30 @@ def test_run_json_tells_what_was_run(whole: RunFolder) -> None:
 def test_bad_requests(more: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
         request_of(**more)
+
+
+@pytest.mark.parametrize("before", [1, 3])
+def test_a_kill_between_pictures_and_results_loses_nothing(
+    pipeline: Any, whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    append, calls = Writer.append, Counter[str]()
+
+    def kill(self: Writer, records: Any) -> None:
+        calls["n"] += 1
+        if calls["n"] == before:
+            raise Killed
+        append(self, records)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, "append", kill)
+        with pytest.raises(Killed):
+            evaluate(pipeline, request_of(), tmp_path / "run")
+    assert comparable(evaluate(pipeline, request_of(), tmp_path / "run")) == comparable(whole)
+    assert lines(tmp_path / "run") == 9
+
+
+def test_a_result_that_is_there_twice_counts_once(pipeline: Any, tmp_path: Path) -> None:
+    run = evaluate(pipeline, request_of("random", "10%", "ab"), tmp_path / "run")
+    before, file = run.records(), run.path / "results-0.jsonl"
+    (run.path / "results-1.jsonl").write_bytes(file.read_bytes().replace(b'"identical": false', b'"identical": true'))
+    assert run.records() == before
