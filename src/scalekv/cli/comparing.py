@@ -104,7 +104,7 @@ class Contest:
         return Comparison(self.run, self.run.settings(drawn), full, rows)
 
     def _entry(self, policy: Policy, reference: Image) -> Entry:
-        from scalekv.cli.pictures import psnr
+        from scalekv.evaluation.metrics import psnr
 
         try:
             drawn = self.run.pictures(policy)

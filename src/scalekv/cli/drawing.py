@@ -181,7 +181,8 @@ class Run:
     def _compare(
         self, policy: Policy, drawn: InfinityPipelineOutput, full: InfinityPipelineOutput, origins: list[Origin]
     ) -> list[dict[str, Any]]:
-        from scalekv.cli.pictures import psnr, write_png
+        from scalekv.cli.pictures import write_png
+        from scalekv.evaluation.metrics import psnr
         from scalekv.evaluation.report.sheet import Row, Sheet, Tile
 
         share = f" for {len(self.request.paths)} images" if len(self.request.paths) > 1 else ""

@@ -1,4 +1,4 @@
-"""PNG files that say how they were made, and how far two pictures are apart."""
+"""PNG files that say how they were made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -70,14 +69,3 @@ def write_png(picture: Image.Image, path: Path, origin: Origin) -> None:
             picture.save(temporary, format="PNG", pnginfo=origin.chunks())
         except OSError as error:
             raise InvalidInput(f"Cannot write {path}: {error.strerror or error}; choose another --out.") from error
-
-
-def psnr(picture: Image.Image, reference: Image.Image) -> float:
-    """Peak signal-to-noise ratio in decibels; infinite for equal pictures."""
-    import torch
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-
-    first, second = (torch.from_numpy(np.asarray(one.convert("RGB")).astype("float32")) for one in (picture, reference))
-    if torch.equal(first, second):
-        return float("inf")
-    return float(peak_signal_noise_ratio(first, second, data_range=255.0))

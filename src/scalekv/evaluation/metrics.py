@@ -6,6 +6,7 @@ Pictures are 8-bit RGB, compared on a scale of 0 to 1. A metric whose weights or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,11 +54,11 @@ def compare(picture: Image, reference: Image) -> dict[str, Any]:
     if picture.size != reference.size:
         raise InvalidInput(f"Pictures of {picture.size} and {reference.size} pixels cannot be compared.")
     first, second = as_tensor(picture), as_tensor(reference)
-    identical = bool(torch.equal(first, second))
+    level = psnr(picture, reference)
     found: dict[str, Any] = {
-        "identical": identical,
+        "identical": math.isinf(level),
         "mse": float((first - second).square().mean()),
-        "psnr": None if identical else float(peak_signal_noise_ratio(first, second, data_range=1.0)),
+        "psnr": None if math.isinf(level) else level,
     }
     side = min(picture.size)
     if side >= SMALLEST_FOR_SSIM:
@@ -65,6 +66,14 @@ def compare(picture: Image, reference: Image) -> dict[str, Any]:
     if side >= SMALLEST_FOR_MS_SSIM:
         found["ms_ssim"] = float(multiscale_structural_similarity_index_measure(first, second, data_range=1.0))
     return found
+
+
+def psnr(picture: Image, reference: Image) -> float:
+    """Peak signal-to-noise ratio in decibels; infinite for equal pictures."""
+    first, second = as_tensor(picture), as_tensor(reference)
+    if torch.equal(first, second):
+        return math.inf
+    return float(peak_signal_noise_ratio(first, second, data_range=1.0))
 
 
 def as_tensor(picture: Image) -> Tensor:
