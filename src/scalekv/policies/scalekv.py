@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from scalekv.errors import ProfileError
 from scalekv.planning import CacheGeometry, Profile, Segment
 from scalekv.policies.base import SelectionView
+from scalekv.policies.calibrated import warn_without_profile
 from scalekv.policies.checks import check_choice, check_flag, check_odd, check_share, check_whole
 from scalekv.policies.layers import Layers, dense, over_segments
 from scalekv.policies.observation import ObservingPolicy, patch_centers
@@ -96,11 +96,7 @@ class ScaleKV(ObservingPolicy):
         if not trimmed:
             return {}
         if profile is None:
-            warnings.warn(
-                "ScaleKV runs without a profile, so every layer gets the same capacity; "
-                "make one for this model and size with 'scalekv calibrate'.",
-                stacklevel=2,
-            )
+            warn_without_profile("ScaleKV", "every layer gets the same capacity")
             return {}
         if profile.roles is not None:
             return dict(profile.roles)
