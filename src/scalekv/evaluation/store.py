@@ -216,7 +216,7 @@ class Writer:
 
     def append(self, records: Sequence[Record]) -> None:
         """Write results in one go and wait until they are on the disk."""
-        text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+        text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False, default=str) + "\n" for record in records)
         self._stream.write(text.encode())
         self._stream.flush()
         os.fsync(self._stream.fileno())
