@@ -216,8 +216,8 @@ class Writer:
 
     def append(self, records: Sequence[Record]) -> None:
         """Write results in one go and wait until they are on the disk."""
-        text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False, default=str) + "\n" for record in records)
-        self._stream.write(text.encode())
+        lines = (json.dumps(record, ensure_ascii=False, allow_nan=False, default=str) for record in records)
+        self._stream.write("".join(f"{line}\n" for line in lines).encode())
         self._stream.flush()
         os.fsync(self._stream.fileno())
 
