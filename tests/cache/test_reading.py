@@ -80,7 +80,7 @@ def newest(query, keys, segment):
         (Remembering(budget="40%", timing="before", queries="uniform:5"), attention_of("uniform:5"), True),
         (ScaleKV(budget="30%", queries="all", pooling="none"), attention_of("all"), False),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_outputs_are_those_of_naive_lists(policy, scores, memory, strict):
     if strict:
