@@ -11,6 +11,9 @@ SIDES = (1, 2, 3, 4, 6, 8, 10, 13, 16)
 
 GRIDS = tuple((side, side) for side in SIDES)
 
+CROP_GRIDS = tuple((max(1, side // 2), max(1, side // 2)) for side in SIDES)
+"""What the grids of a picture leave of it in a crop of half its sides."""
+
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
@@ -26,12 +29,17 @@ class TokenizerRecipe:
     commitment: float = 4.0
     """Weight of the squared distance from latent to codes beyond ``slack``; closer than that it is free to move."""
     slack: float = 0.2
+    crop_steps: int = 0
+    """Steps at the beginning that see a quarter of each picture: four times as many steps for the same work."""
     early_stop: float = 0.1
     """Chance that a picture is decoded from its first few scales only, so that early scales carry the gist."""
 
 
 TOKENIZERS = {
-    "cpu": TokenizerRecipe(Plan(steps=1400, batch=16, rate=2e-3, muon=4e-3, warmup=30, average=0.995, final_rate=0.02)),
+    "cpu": TokenizerRecipe(
+        Plan(steps=1400, batch=16, rate=2e-3, muon=4e-3, warmup=30, average=0.995, final_rate=0.02, sheet_every=350),
+        crop_steps=1250,
+    ),
     "gpu": TokenizerRecipe(
         Plan(steps=6000, batch=64, rate=2e-3, muon=4e-3, warmup=100, average=0.999, sheet_every=2000),
         multipliers=(1, 2, 4, 4),
@@ -92,8 +100,8 @@ class TransformerRecipe:
 
 TRANSFORMERS = {
     "cpu": TransformerRecipe(
-        Plan(steps=8000, batch=8, rate=1e-3, muon=4e-3, warmup=100, decay=0.02, average=0.999, sheet_every=500),
-        prefix_steps=4000,
+        Plan(steps=2100, batch=8, rate=1e-3, muon=4e-3, warmup=100, decay=0.02, average=0.998, sheet_every=1100),
+        prefix_steps=1100,
         prefix_batch=32,
     ),
     "gpu": TransformerRecipe(

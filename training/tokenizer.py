@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from scalekv.models.infinity import BSQAutoencoder
 from scalekv.models.infinity.autoencoder import accumulate
 from training import data
+from training.forcing import Grids
 from training.norms import quicken
-from training.presets import GRIDS, POLISHES, TOKENIZERS, TokenizerRecipe, shortened
+from training.presets import CROP_GRIDS, GRIDS, POLISHES, TOKENIZERS, TokenizerRecipe, shortened
 from training.runs import Run, autocast, pick_device, write_json
 from training.sheets import save_pairs
 
@@ -49,6 +50,14 @@ def to_images(pictures: NDArray[np.uint8], device: torch.device) -> Tensor:
     """(n, 128, 128, 3) bytes to (n, 3, 128, 128) of -1..1, channels last in memory."""
     bytes_ = torch.from_numpy(np.array(pictures)).to(device)
     return bytes_.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def cropped(images: Tensor) -> Tensor:
+    """A part of half the sides of every picture, at random places."""
+    side = images.shape[-1] // 2
+    places = torch.randint(images.shape[-1] - side + 1, (len(images), 2), device="cpu").tolist()
+    parts = [one[:, y : y + side, x : x + side] for one, (y, x) in zip(images, places, strict=True)]
+    return torch.stack(parts).contiguous(memory_format=torch.channels_last)
 
 
 def shapes(network: nn.Module) -> dict[str, torch.Size]:
@@ -84,10 +93,12 @@ class TokenizerTask:
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Reconstruction (absolute, squared and of gradients), and staying within reach of the codes."""
         rows = data.batch_indices(step, self.plan.batch, len(self.train), self.plan.seed)
-        images = to_images(self.train[np.sort(rows)], self.device)
+        images, grids = to_images(self.train[np.sort(rows)], self.device), GRIDS
+        if step < self.recipe.crop_steps:
+            images, grids = cropped(images), CROP_GRIDS
         with autocast(self.device):
             latent = self.network.encoder(images).float()
-            codes, agreement = self._quantise(latent)
+            codes, agreement = self._quantise(latent, grids)
             drawn = self.network.decoder(latent + (codes - latent).detach())
         drawn = drawn.float()
         difference = drawn - images
@@ -99,15 +110,15 @@ class TokenizerTask:
         return total, {"psnr": psnr, "commitment": float(commitment.detach()), "balance": agreement}
 
     @torch.no_grad()
-    def _quantise(self, latent: Tensor) -> tuple[Tensor, float]:
+    def _quantise(self, latent: Tensor, grids: Grids) -> tuple[Tensor, float]:
         """The summed codes of all scales, for a few pictures of the first scales only; and how lopsided bits are."""
-        encoded = self.network.encode_latent(latent, GRIDS)
+        encoded = self.network.encode_latent(latent, grids)
         codes = encoded.latent
         early = torch.rand(len(latent), device="cpu") < self.recipe.early_stop
         if bool(early.any()):
-            kept = int(torch.randint(3, len(GRIDS), (), device="cpu"))
+            kept = int(torch.randint(3, len(grids), (), device="cpu"))
             chosen = early.to(latent.device)
-            *_, short = accumulate([bits[chosen] for bits in encoded.bits[:kept]], GRIDS[-1])
+            *_, short = accumulate([bits[chosen] for bits in encoded.bits[:kept]], grids[-1])
             codes = codes.clone()
             codes[chosen] = short
         mean = encoded.bits[-1].float().mean((0, 1, 2))
