@@ -28,9 +28,11 @@ PHRASINGS = 16
 
 
 @torch.no_grad()
-def encode(network: BSQAutoencoder, folder: Path, split: str, out: Path, device: torch.device) -> None:
-    """Write the latents of a split as (count, bits, h, w) float16."""
-    pictures = data.load(folder, split)
+def encode(
+    network: BSQAutoencoder, folder: Path, split: str, out: Path, device: torch.device, count: int | None = None
+) -> None:
+    """Write the latents of a split, or of its first ``count`` pictures, as (count, bits, h, w) float16."""
+    pictures = data.load(folder, split)[:count]
     patch = network.config.patch_size
     shape = (len(pictures), network.config.codebook_bits, 128 // patch, 128 // patch)
     path, temporary = out / f"{split}.npy", out / f"{split}.part"
@@ -74,6 +76,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder drawn by training.data")
     parser.add_argument("vae", type=Path, help="trained tokenizer, RUN/vae of training.tokenizer")
     parser.add_argument("out", type=Path, help="folder for the latents")
+    parser.add_argument("--count", type=int, help="of the training pictures; default all")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes for captions")
     parser.add_argument("--device", help="default: a GPU if there is one")
     chosen = parser.parse_args()
@@ -81,9 +84,9 @@ def main() -> None:
     network = BSQAutoencoder.from_pretrained(chosen.vae).to(device, memory_format=torch.channels_last).eval()
     quicken(network)
     chosen.out.mkdir(parents=True, exist_ok=True)
-    for split in ("heldout", "train"):
-        describe(split, len(data.load(chosen.data, split)), chosen.out, chosen.workers)
-        encode(network, chosen.data, split, chosen.out, device)
+    for split, count in (("heldout", None), ("train", chosen.count)):
+        describe(split, len(data.load(chosen.data, split)[:count]), chosen.out, chosen.workers)
+        encode(network, chosen.data, split, chosen.out, device, count)
 
 
 if __name__ == "__main__":

@@ -68,14 +68,20 @@ def shortened(plan: Plan, steps: int | None) -> Plan:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Steps that see the first few segments only; several times cheaper, and exact."""
+
+    steps: int
+    segments: int
+    batch: int
+
+
+@dataclass(frozen=True)
 class TransformerRecipe:
-    """Size and plan of the transformer; ``plan.batch`` is that of passes over all segments."""
+    """Size and plan of the transformer; ``plan.batch`` is that of passes over all segments, after the stages."""
 
     plan: Plan
-    prefix_steps: int
-    """Steps at the beginning that see the first ``prefix_segments`` only; several times cheaper, and exact."""
-    prefix_batch: int
-    prefix_segments: int = 6
+    stages: tuple[Stage, ...] = ()
     depth: int = 8
     width: int = 256
     heads: int = 4
@@ -93,26 +99,30 @@ class TransformerRecipe:
 
     def at(self, step: int) -> tuple[int, int, int]:
         """Segments, pictures and number of batch at ``step``."""
-        if step < self.prefix_steps:
-            return self.prefix_segments, self.prefix_batch, step
-        return len(SIDES), self.plan.batch, step - self.prefix_steps
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage.segments, stage.batch, step
+            step -= stage.steps
+        return len(SIDES), self.plan.batch, step
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The numbers of segments that any step sees."""
+        return tuple({stage.segments: None for stage in self.stages} | {len(SIDES): None})
 
 
 TRANSFORMERS = {
     "cpu": TransformerRecipe(
-        Plan(steps=2100, batch=8, rate=1e-3, muon=4e-3, warmup=100, decay=0.02, average=0.998, sheet_every=1100),
-        prefix_steps=1100,
-        prefix_batch=32,
+        Plan(steps=1500, batch=8, rate=1e-3, muon=4e-3, warmup=100, decay=0.02, average=0.998, sheet_every=300),
+        stages=(Stage(400, 5, 48), Stage(400, 6, 32)),
     ),
     "gpu": TransformerRecipe(
         Plan(steps=11_000, batch=192, rate=1e-3, muon=4e-3, warmup=300, decay=0.03, average=0.9995, sheet_every=4000),
-        prefix_steps=4000,
-        prefix_batch=512,
+        stages=(Stage(4000, 6, 512),),
     ),
     "gpu-large": TransformerRecipe(
         Plan(steps=11_000, batch=96, rate=8e-4, muon=3e-3, warmup=300, decay=0.03, average=0.9995, sheet_every=3500),
-        prefix_steps=4000,
-        prefix_batch=512,
+        stages=(Stage(4000, 6, 512),),
         depth=16,
         width=512,
         heads=8,

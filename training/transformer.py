@@ -92,7 +92,7 @@ class TransformerTask:
         self.words = {split: data.load(latents, f"{split}_words") for split in ("train", "heldout")}
         self.schedule = Schedule.from_sides(SIDES)
         self.rope = self.transformer.build_rope(self.schedule, GRIDS[-1])
-        self.parts = {count: self._part(count) for count in (recipe.prefix_segments, len(SIDES))}
+        self.parts = {count: self._part(count) for count in recipe.lengths}
 
     def _part(self, count: int) -> tuple[Schedule, BlockCausal]:
         part = Schedule.from_sides(SIDES[:count])
@@ -189,6 +189,13 @@ def assemble(network: nn.ModuleDict, vae: BSQAutoencoder, tokenizer: Any) -> Inf
     )
 
 
+def begin_with(network: nn.ModuleDict, folder: Path) -> None:
+    """Give a network the weights of a trained pipeline of the same recipe."""
+    trained: Any = InfinityPipeline.from_pretrained(folder, dtype=torch.float32)
+    for name, part in network.items():
+        part.load_state_dict(getattr(trained, name).state_dict())
+
+
 def main() -> None:
     """Train, or go on training; writes the averaged weights to RUN/pipeline."""
     parser = argparse.ArgumentParser(prog="python -m training.transformer", description="Train the transformer.")
@@ -198,12 +205,15 @@ def main() -> None:
     parser.add_argument("--preset", choices=TRANSFORMERS, default="cpu")
     parser.add_argument("--steps", type=int, help="instead of the preset's")
     parser.add_argument("--until", type=int, help="pause after this step")
+    parser.add_argument("--start", type=Path, metavar="PIPELINE", help="begin with the weights of a trained pipeline")
     parser.add_argument("--device", help="default: a GPU if there is one")
     chosen = parser.parse_args()
     device, recipe = pick_device(chosen.device), TRANSFORMERS[chosen.preset]
     recipe = replace(recipe, plan=shortened(recipe.plan, chosen.steps))
     vae = BSQAutoencoder.from_pretrained(chosen.vae).to(device)
     task = TransformerTask(recipe, chosen.latents, vae, device)
+    if chosen.start is not None:
+        begin_with(task.network, chosen.start)
     run = Run(task, chosen.run)
     run.train(chosen.until)
     if run.stopping:

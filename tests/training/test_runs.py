@@ -9,21 +9,20 @@ import torch
 from training.encode import describe, encode
 from training.norms import QuickGroupNorm, _GroupNorm, quicken
 from training.optimizer import Muon, orthogonal
-from training.presets import TokenizerRecipe, TransformerRecipe
+from training.presets import Stage, TokenizerRecipe, TransformerRecipe
 from training.runs import Plan, Run, pace, seed_step
 from training.tokenizer import TokenizerTask, psnr, reconstruct
 from training.tokenizer import build as build_tokenizer
-from training.transformer import TransformerTask
+from training.transformer import TransformerTask, assemble, begin_with
 
 from scalekv.errors import InvalidInput
 from training import data, text
 
 CPU = torch.device("cpu")
 PLAN = Plan(steps=4, batch=2, rate=1e-3, muon=1e-3, warmup=2, sheet_every=100, checkpoint_every=1e9)
-TOKENIZER = TokenizerRecipe(PLAN, bits=8, base_channels=24, multipliers=(1, 1, 1, 1))
-TRANSFORMER = TransformerRecipe(
-    PLAN, prefix_steps=2, prefix_batch=3, prefix_segments=3, depth=4, width=32, heads=2, text_layers=1
-)
+TOKENIZER = TokenizerRecipe(PLAN, bits=8, base_channels=24, multipliers=(1, 1, 1, 1), crop_steps=2)
+STAGES = (Stage(1, 2, 4), Stage(1, 3, 3))
+TRANSFORMER = TransformerRecipe(PLAN, STAGES, depth=4, width=32, heads=2, text_layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +77,23 @@ def test_a_resumed_run_ends_in_the_same_place(kind, request, tmp_path):
     ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 4
+
+
+def test_stages_follow_each_other():
+    assert [TRANSFORMER.at(step) for step in range(4)] == [(2, 4, 0), (3, 3, 0), (9, 2, 0), (9, 2, 1)]
+    assert TRANSFORMER.lengths == (2, 3, 9)
+
+
+def test_training_goes_on_from_a_trained_pipeline(transformer_task, tmp_path):
+    task = transformer_task()
+    pipeline = assemble(task.network, task.vae, task.tokenizer)
+    pipeline.save_pretrained(tmp_path)
+    other = transformer_task()
+    torch.nn.init.normal_(other.transformer.head.weight)
+    assert not torch.equal(other.transformer.head.weight, task.transformer.head.weight)
+    begin_with(other.network, tmp_path)
+    for name, value in task.network.state_dict().items():
+        assert torch.equal(value, other.network.state_dict()[name]), name
 
 
 def test_polishing_leaves_the_encoder_alone(pictures, tmp_path):
