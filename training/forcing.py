@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +31,15 @@ class BlockCausal:
     Args:
         schedule: the segments of the pass.
         device: where to compute; on CPUs plain matrix products, whose backward pass is several times quicker there.
+        together: segments that end before so many tokens share one masked product; every later one has its own.
     """
 
-    def __init__(self, schedule: Schedule, device: torch.device) -> None:
+    def __init__(self, schedule: Schedule, device: torch.device, together: int = 100) -> None:
         owner = torch.repeat_interleave(torch.arange(len(schedule)), torch.tensor(schedule.tokens)).to(device)
         self.visible = owner[:, None] >= owner[None, :]
         self.fused = device.type != "cpu"
+        ends = [schedule.start(segment.index) + segment.tokens for segment in schedule]
+        self.spans = list(pairwise([0, *(end for end in ends[:-1] if end >= together), ends[-1]]))
 
     def begin(self, segment: Segment) -> None:
         """Nothing to do: there is only one pass."""
@@ -46,11 +50,17 @@ class BlockCausal:
         """Softmax attention of scale 1 over (rows, heads, tokens, head_dim), each token to its and earlier segments."""
         if self.fused:
             return F.scaled_dot_product_attention(query, key, value, attn_mask=self.visible, scale=1.0)
-        logits = query @ key.transpose(-1, -2)
-        hidden = torch.zeros_like(self.visible, dtype=logits.dtype).masked_fill_(~self.visible, -torch.inf)
+        parts = [self._seen(query, key, value, start, end) for start, end in self.spans]
+        return torch.cat(parts, dim=2)
+
+    def _seen(self, query: Tensor, key: Tensor, value: Tensor, start: int, end: int) -> Tensor:
+        """What the tokens from ``start`` to ``end`` make of all up to ``end``."""
+        logits = query[:, :, start:end] @ key[:, :, :end].transpose(-1, -2)
+        if not start:
+            logits = logits.masked_fill(~self.visible[:end, :end], -torch.inf)
         with torch.autocast(logits.device.type, enabled=False):
-            weights = (logits + hidden).softmax(-1)
-        return weights @ value
+            weights = logits.softmax(-1)
+        return weights @ value[:, :, :end]
 
 
 def forced_logits(

@@ -38,7 +38,7 @@ class TokenizerRecipe:
 TOKENIZERS = {
     "cpu": TokenizerRecipe(
         Plan(steps=1400, batch=16, rate=2e-3, muon=4e-3, warmup=30, average=0.995, final_rate=0.02, sheet_every=350),
-        crop_steps=1250,
+        crop_steps=1330,
     ),
     "gpu": TokenizerRecipe(
         Plan(steps=6000, batch=64, rate=2e-3, muon=4e-3, warmup=100, average=0.999, sheet_every=2000),

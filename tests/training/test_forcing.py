@@ -44,10 +44,10 @@ def inputs_of(bits, sides):
 
 
 @torch.no_grad()
-def forced(network, features, sides, fused=False):
+def forced(network, features, sides, fused=False, together=100):
     schedule = Schedule.from_sides(sides)
     rope = network.build_rope(Schedule.from_sides(SIDES), (SIDES[-1],) * 2)
-    cache = BlockCausal(schedule, torch.device("cpu"))
+    cache = BlockCausal(schedule, torch.device("cpu"), together)
     cache.fused = fused
     condition = network.prepare_text(features, guided=False)
     return forced_logits(network, inputs_of(drawn_bits(), sides), condition, schedule, rope, cache)
@@ -72,9 +72,9 @@ def generated(network, features):
     return torch.cat(logits, dim=1)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_forced_logits_are_those_of_the_cached_generation(network, features, fused):
-    difference = forced(network, features, SIDES, fused) - generated(network, features)
+@pytest.mark.parametrize(("fused", "together"), [(True, 100), (False, 100), (False, 14), (False, 0)])
+def test_forced_logits_are_those_of_the_cached_generation(network, features, fused, together):
+    difference = forced(network, features, SIDES, fused, together) - generated(network, features)
     assert difference.abs().max() < 1e-5
 
 
