@@ -12,8 +12,19 @@ import torch
 from scalekv.cache.selection import survivors
 from scalekv.errors import InvalidInput
 from scalekv.planning import Schedule, Segment
-from scalekv.policies import POLICIES, Full, Policy, ScaleKV, SelectionView, SlidingWindow, StreamingLLM, make_policy
+from scalekv.policies import (
+    POLICIES,
+    Full,
+    Policy,
+    ScaleKV,
+    SelectionView,
+    SlidingWindow,
+    SnapKV,
+    StreamingLLM,
+    make_policy,
+)
 from scalekv.policies.observation import patch_centers
+from scalekv.policies.scoring import window_damage
 
 SCHEDULE = Schedule.from_sides([1, 2, 8, 9])
 SEGMENT = SCHEDULE[2]
@@ -25,6 +36,21 @@ def view(policy: Policy, seed: int = 0, dtype=torch.float32, rows: int = 2) -> S
     query, key, value = (torch.randn(rows, 3, tokens, 16, generator=generator).to(dtype) for _ in range(3))
     window = torch.tensor([5 + position for position in policy.observation(SEGMENT)], dtype=torch.long)
     return SelectionView(1, (0, 1, 2), SCHEDULE, SEGMENT, 30, key, value, query[:, :, window], window)
+
+
+@pytest.mark.parametrize("queries", ["uniform:5", "all"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_damage_is_what_dropping_a_token_does_to_the_outputs(dtype, queries):
+    seen = view(SnapKV(queries=queries), dtype=dtype)
+    seen = replace(seen, query=seen.query / 4)
+    query, key, value = (part.double() for part in (seen.query, seen.key, seen.value))
+    logits = query @ key.mT
+    whole, expected = torch.softmax(logits, -1) @ value, torch.empty(2, 3, seen.tokens, dtype=torch.double)
+    for token in range(seen.tokens):
+        rest = [one for one in range(seen.tokens) if one != token]
+        without = torch.softmax(logits[..., rest], -1) @ value[:, :, rest]
+        expected[..., token] = (without - whole).square().sum((-1, -2))
+    torch.testing.assert_close(window_damage(seen).double(), expected, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

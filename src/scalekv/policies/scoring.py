@@ -53,6 +53,34 @@ def window_projection(view: SelectionView) -> Tensor:
     return _summed(logits.sum(-2) for logits in window_logits(view))
 
 
+_LEAST_REST, _BLOCK = 1e-3, SCORING_BLOCK // 4
+
+
+def window_damage(view: SelectionView) -> Tensor:
+    """What the observed outputs lose if a candidate alone is dropped: ``(rows, heads, tokens)`` float32 [ours].
+
+    Without candidate j the output o of a query that pays it the weight a moves by a / (1 - a) * (o - v_j), exactly;
+    the score is the sum over queries of the square of that length. The rest of the weights counts as at least 0.001.
+    """
+    return _summed(_damage(view, weights) for weights in window_weights(view))
+
+
+def _damage(view: SelectionView, weights: Tensor) -> Tensor:
+    """The part of :func:`window_damage` that some queries see; values are widened block by block."""
+    import torch
+
+    blocks = [slice(start, start + _BLOCK) for start in range(0, view.tokens, _BLOCK)]
+    output = _summed(weights[..., block] @ view.value[..., block, :].float() for block in blocks)
+    length = output.square().sum(-1, keepdim=True)
+    parts = []
+    for block in blocks:
+        value, weight = view.value[..., block, :].float(), weights[..., block]
+        distance = (output @ value.transpose(-1, -2)).mul_(-2).add_(value.square().sum(-1)[:, :, None]).add_(length)
+        ratio = weight.div_((1 - weight).clamp_(min=_LEAST_REST))
+        parts.append(distance.clamp_(min=0).mul_(ratio).mul_(ratio).sum(2))
+    return torch.cat(parts, dim=-1)
+
+
 def _summed(parts: Iterator[Tensor]) -> Tensor:
     total = next(parts)
     for part in parts:
