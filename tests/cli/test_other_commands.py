@@ -125,6 +125,18 @@ def test_info_on_files(answer: Callable, name: str, kind: str) -> None:
 def test_info_on_a_profile(answer: Callable, folder: Path) -> None:
     Profile.builtin("infinity-2b").save("p.json")
     assert answer("info", "p.json")["models"] == ["infinity-2b"]
+    assert answer("info", "p.json")["attention"] is None
+
+
+def test_info_tells_where_layers_attend(answer: Callable, run: Callable, folder: Path) -> None:
+    profile = Profile.builtin("tiny-random")
+    profile.save("p.json")
+    shares = answer("info", "p.json")["attention"]
+    assert list(shares) == ["current", "previous", "first", "others"]
+    lines = [line.split() for line in run("info", "p.json").stdout.splitlines()]
+    for layer, values in enumerate(zip(*shares.values(), strict=True)):
+        assert sum(values) == pytest.approx(1, abs=1e-3)
+        assert [str(layer), *(f"{100 * value:.1f}" for value in values)] in lines
 
 
 def test_methods(answer: Callable, run: Callable) -> None:

@@ -22,7 +22,7 @@ def info(
 ) -> None:
     """Tell what is in a file or folder.
 
-    Its kind, the known models it fits, and the profile that fits it.
+    Its kind, the known models it fits, and the profile that fits it; of a profile, where every layer attends.
     """
     output = Output(json=json)
     with output.guarded():
@@ -52,4 +52,17 @@ def _print_text(output: Output, found: CheckpointInfo) -> None:
         if value is not None:
             output.say(f"{name:<{width}}  {value}")
     for name, setting in sorted((found.config or {}).items()):
-        output.say(f"{'':<{width}}  {name} = {setting}", style="dim")
+        if setting is not None:
+            output.say(f"{'':<{width}}  {name} = {setting}", style="dim")
+    if found.attention is not None:
+        _print_attention(output, found.attention)
+
+
+def _print_attention(output: Output, shares: dict[str, tuple[float, ...]]) -> None:
+    output.say()
+    output.say("attention by layer in percent, mean of all segments from the fourth on")
+    rows = [
+        (str(layer), *(f"{100 * share:.1f}" for share in values))
+        for layer, values in enumerate(zip(*shares.values(), strict=True))
+    ]
+    output.table(("layer", *shares), rows)

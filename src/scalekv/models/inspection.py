@@ -23,6 +23,8 @@ from scalekv.models.kinds import (
 from scalekv.models.var import layout as var
 from scalekv.models.weights import WeightFile, WeightTable, some
 from scalekv.planning import Profile
+from scalekv.planning.reliance import mean_attention
+from scalekv.planning.tables import KINDS
 
 INDEX_FILE = "model_index.json"
 PROFILE_FILE = "profile.json"
@@ -48,6 +50,7 @@ class CheckpointInfo:
         autoencoders: known tokenizers that fit.
         profiles: names of known profiles that fit.
         components: parts of a pipeline folder by name, with their class; ``None`` where one was left out.
+        attention: of a measured profile, shares of attention per layer; see :func:`mean_attention`.
     """
 
     path: str
@@ -61,6 +64,7 @@ class CheckpointInfo:
     autoencoders: tuple[str, ...] = ()
     profiles: tuple[str, ...] = ()
     components: dict[str, str | None] | None = None
+    attention: dict[str, tuple[float, ...]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
@@ -231,8 +235,15 @@ def _profile(path: Path) -> CheckpointInfo:
         description=f"calibration of {profile.model}: {profile.layers} layers, {profile.heads} heads, "
         f"{len(profile.schedule)} segments up to {profile.schedule[-1]} tokens",
         models=tuple(known),
-        config={"statistics": sorted(profile.statistics), "roles": profile.roles is not None},
+        config=_contents(profile),
+        attention=mean_attention(profile),
     )
+
+
+def _contents(profile: Profile) -> dict[str, Any]:
+    tables = [name for kind in KINDS for name in getattr(profile, kind)]
+    roles = "published" if profile.roles is not None else "chosen from the tables when a plan is made"
+    return {"roles": roles, "tables": ", ".join(tables) or "none", "prompts": profile.details.get("prompts")}
 
 
 def _same_shape(profile: Profile, spec: ModelSpec) -> bool:

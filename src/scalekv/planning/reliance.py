@@ -119,3 +119,24 @@ def _scaled_sum(tables: Sequence[Table], scale: float) -> Table:
     return tuple(
         tuple(scale * math.fsum(values) for values in zip(*rows, strict=True)) for rows in zip(*tables, strict=True)
     )
+
+
+ATTENDED = ("current", "previous", "first", "others")
+"""Where attention goes, as a share each: tables of a measured profile."""
+
+
+def mean_attention(profile: Profile) -> dict[str, tuple[float, ...]] | None:
+    """Shares of attention by layer, averaged over the segments that have all four of ``ATTENDED`` (the fourth on).
+
+    Returns:
+        For each of ``ATTENDED`` one share per layer; ``None`` without the tables, or without such segments.
+    """
+    tables = [profile.statistics.get(name) for name in ATTENDED]
+    if len(profile.schedule) < 4 or any(table is None for table in tables):
+        return None
+    found = {}
+    for name, table in zip(ATTENDED, tables, strict=True):
+        assert table is not None
+        columns = zip(*table[3:], strict=True)
+        found[name] = tuple(sum(column) / len(column) for column in columns)
+    return found
