@@ -38,7 +38,10 @@ class TokenizerRecipe:
 TOKENIZERS = {
     "cpu": TokenizerRecipe(
         Plan(steps=1400, batch=16, rate=2e-3, muon=4e-3, warmup=30, average=0.995, final_rate=0.02, sheet_every=350),
-        crop_steps=1330,
+        crop_steps=1400,
+    ),
+    "cpu-whole": TokenizerRecipe(
+        Plan(steps=120, batch=12, rate=8e-4, muon=1.6e-3, warmup=10, average=0.97, final_rate=0.03, sheet_every=60)
     ),
     "gpu": TokenizerRecipe(
         Plan(steps=6000, batch=64, rate=2e-3, muon=4e-3, warmup=100, average=0.999, sheet_every=2000),
@@ -113,8 +116,8 @@ class TransformerRecipe:
 
 TRANSFORMERS = {
     "cpu": TransformerRecipe(
-        Plan(steps=1500, batch=8, rate=1e-3, muon=4e-3, warmup=100, decay=0.02, average=0.998, sheet_every=300),
-        stages=(Stage(400, 5, 48), Stage(400, 6, 32)),
+        Plan(steps=1000, batch=8, rate=1e-3, muon=4e-3, warmup=60, decay=0.02, average=0.997, sheet_every=500),
+        stages=(Stage(200, 5, 48), Stage(300, 6, 32)),
     ),
     "gpu": TransformerRecipe(
         Plan(steps=11_000, batch=192, rate=1e-3, muon=4e-3, warmup=300, decay=0.03, average=0.9995, sheet_every=4000),

@@ -72,20 +72,26 @@ class TokenizerTask:
         recipe: sizes and plan.
         folder: pictures from ``training.data``.
         device: where to compute.
-        trained: a tokenizer whose encoder is kept as it is, and whose decoder goes on where it fits.
+        trained: a tokenizer to go on with; its decoder where it fits.
+        frozen: keep the encoder of ``trained`` as it is, and so its bits.
     """
 
     adam: tuple[str, ...] = ("encoder.conv_in", "conv_out")
 
     def __init__(
-        self, recipe: TokenizerRecipe, folder: Path, device: torch.device, trained: BSQAutoencoder | None = None
+        self,
+        recipe: TokenizerRecipe,
+        folder: Path,
+        device: torch.device,
+        trained: BSQAutoencoder | None = None,
+        frozen: bool = True,
     ) -> None:
         self.recipe, self.plan, self.device = recipe, recipe.plan, device
         self.network = build(recipe).to(device, memory_format=torch.channels_last)
         quicken(self.network)
         if trained is not None:
             self.network.encoder.load_state_dict(trained.encoder.state_dict())
-            self.network.encoder.requires_grad_(False)
+            self.network.encoder.requires_grad_(not frozen)
             if shapes(trained.decoder) == shapes(self.network.decoder):
                 self.network.decoder.load_state_dict(trained.decoder.state_dict())
         self.train, self.heldout = data.load(folder, "train"), data.load(folder, "heldout")
@@ -159,12 +165,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="instead of the preset's")
     parser.add_argument("--until", type=int, help="pause after this step")
     parser.add_argument("--device", help="default: a GPU if there is one")
+    parser.add_argument("--start", type=Path, metavar="VAE", help="go on with this tokenizer, encoder and decoder")
     parser.add_argument("--polish", type=Path, metavar="VAE", help="train only the decoder of this tokenizer")
     chosen = parser.parse_args()
     recipe = (TOKENIZERS if chosen.polish is None else POLISHES)[chosen.preset]
     recipe = replace(recipe, plan=shortened(recipe.plan, chosen.steps))
-    trained = None if chosen.polish is None else BSQAutoencoder.from_pretrained(chosen.polish)
-    task = TokenizerTask(recipe, chosen.data, pick_device(chosen.device), trained)
+    source = chosen.polish or chosen.start
+    trained = None if source is None else BSQAutoencoder.from_pretrained(source)
+    task = TokenizerTask(recipe, chosen.data, pick_device(chosen.device), trained, frozen=chosen.polish is not None)
     run = Run(task, chosen.run)
     run.train(chosen.until)
     if run.stopping:
