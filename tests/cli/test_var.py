@@ -7,10 +7,18 @@ import json
 import pytest
 import torch
 
+from models.var_tiny import tiny_autoencoder, transformer_state
 from scalekv.models.var.layout import TRAINING_KEYS
+from scalekv.models.var.schedules import SIDES_256, SIDES_512
 from scalekv.pipelines import tiny_var_pipeline
 
 SIDES = (1, 2, 3, 4)
+
+
+def refusals(stderr: str) -> int:
+    """Sentences about what is wrong; warnings and notes are lines of their own."""
+    assert "Traceback" not in stderr
+    return sum(line.startswith("Error: ") for line in stderr.splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +76,20 @@ def test_plan_and_calibrate(answer, folder, model):
         (["--class", "1", "--size", "1M"], "--size is '1M'"),
         (["--class", "1000"], "Class 1000 does not exist"),
         (["--class", "gldn retriever"], "near are golden retriever (207)"),
-        (["--class", ""], "is empty"),
+        (["--class", ""], "A class is empty"),
+        (["--class", "1", "--top-k", "300"], "the vocabulary of 256, got 300"),
+        (["--class", "1", "--model", "var-d30"], "download var_d30.pth and vae_ch160v4096z32.pth"),
+        (["--class", "1", "--model", "nowhere"], "tiny-random or tiny-random-var"),
+        (["--class", "1", "--profile", "infinity-2b"], "the model has 4 layers and 4 heads"),
+        (["--class", "1", "--budget", "0.0001%"], "the smallest feasible one"),
     ],
 )
-def test_what_cannot_be_drawn(run, words, message):
+def test_what_cannot_be_drawn(run, folder, words, message):
     result = run("generate", *words)
     assert result.exit_code == 2
     assert message in result.stderr
+    assert refusals(result.stderr) == 1
+    assert not list(folder.iterdir())
 
 
 def test_classes_for_a_model_of_prompts(run, folder):
@@ -83,3 +98,80 @@ def test_classes_for_a_model_of_prompts(run, folder):
     result = run("generate", "--class", "1", "--model", str(folder / "m"))
     assert result.exit_code == 2
     assert "draws prompts, not classes" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["calibrate", "no.txt", "--out", "p.json"], "No class is called 'a red fox'; near are red fox (277)"),
+        (["calibrate", "yes.txt", "--out", "p.json", "--size", "1M"], "draws one size only"),
+        (["compare", "--class", "gldn retriever"], "near are golden retriever (207)"),
+        (["compare", "a fox"], "draws classes, not prompts"),
+        (["compare", "--class", "1", "--budgets", "0.001%"], "None of the methods can be planned"),
+        (["evaluate", "--classes", "0-1000", "--out", "run"], "Class 1000 does not exist"),
+        (["evaluate", "--classes", "fox", "--out", "run"], "write numbers such as '0-9,207'"),
+        (["evaluate", "--classes", "1", "--per-class", "0", "--out", "run"], "--per-class is 0"),
+        (["evaluate", "--classes", "1", "--top-k", "300", "--out", "run"], "the vocabulary of 256, got 300"),
+        (["evaluate", "--prompts", "yes.txt", "--out", "run"], "draws classes, not prompts; write --classes 207"),
+        (["plan", "--size", "1M"], "has no size '1M'"),
+    ],
+    ids=lambda words: " ".join(words[:4]) if isinstance(words, list) else "",
+)
+def test_what_other_commands_refuse(run, folder, model, words, message):
+    (folder / "yes.txt").write_text("207\n")
+    (folder / "no.txt").write_text("207\na red fox\n")
+    result = run(*words, "--model", model)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert refusals(result.stderr) == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["no.txt", "yes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("transformer", "vae", "options", "message"),
+    [
+        ("t", "t", [], "is a var transformer, expected a var vae"),
+        ("v", "v", [], "is a var vae, expected a var transformer"),
+        ("t", "v", ["--model", "var-d16"], "is not var-d16: it has layers 4, expected 16"),
+        ("t", "v", ["--text-encoder", "t5"], "is a VAR model, which has no text encoder"),
+        ("cut", "v", [], "is truncated or damaged"),
+    ],
+)
+def test_files_that_are_not_converted(run, folder, official, transformer, vae, options, message):
+    (official / "cut.pth").write_bytes((official / "t.pth").read_bytes()[:100_000])
+    words = (f"{official}/{transformer}.pth", "--vae", f"{official}/{vae}.pth", "--out", "made", *options)
+    result = run("convert", *words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert refusals(result.stderr) == 1
+    assert not list(folder.iterdir())
+
+
+def test_profiles_of_different_classes(answer, folder, model):
+    for name, classes in (("a", "207\n208\n"), ("b", "tench\nbanana\n")):
+        (folder / "classes.txt").write_text(classes)
+        answer("calibrate", "classes.txt", "--model", model, "--out", f"{name}.json", "--queries", "4")
+    (pair,) = answer("stability", "a.json", "b.json")["pairs"]
+    assert not pair["shared_pictures"]
+    assert -1 <= pair["rank_correlations"]["asi"] <= 1
+
+
+@pytest.mark.parametrize("size", [SIDES_256, SIDES_512], ids=["256", "512"])
+@pytest.mark.parametrize("shared_aln", [False, True])
+@pytest.mark.parametrize("attn_l2_norm", [False, True])
+def test_every_kind_of_official_file(answer, folder, size, shared_aln, attn_l2_norm):
+    """From a file in the published layout to a picture, and what info and plan say of it."""
+    state = transformer_state(
+        depth=1, patch_nums=size, width=64, num_heads=1, shared_aln=shared_aln, attn_l2_norm=attn_l2_norm
+    )
+    torch.save(state, folder / "t.pth")
+    tokenizer = tiny_autoencoder(num_scales=10, channel_multipliers=(1, 1, 1, 1, 1))
+    torch.save({"trainer": {"vae_local": tokenizer.state_dict()}}, folder / "v.pth")
+    answer("convert", "t.pth", "--vae", "v.pth", "--out", "made")
+    config = answer("info", "made")["config"]
+    assert (config["shared_aln"], config["attn_l2_norm"], config["num_heads"]) == (shared_aln, attn_l2_norm, 1)
+    drawn = answer("generate", "--class", "4", "--model", "made", "--budget", "40%", "--out", "a.png", "--seed", "1")
+    assert drawn["width"] == drawn["height"] == 16 * size[-1]
+    assert drawn["cache"]["kept_bytes"] == drawn["cache"]["nominal_bytes"]
+    planned = answer("plan", "--model", "made", "--dtype", "float32", "--budget", "40%")
+    assert planned["cache"]["peak_bytes"] == drawn["cache"]["measured_peak_bytes"]

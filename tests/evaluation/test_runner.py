@@ -190,7 +190,7 @@ def test_another_model_is_refused(pipeline: Any, whole: RunFolder, var: Any) -> 
     try:
         with torch.no_grad():
             weight.mul_(2)
-        with pytest.raises(InvalidInput, match="model_mark"):
+        with pytest.raises(InvalidInput, match="with another model; results"):
             evaluate(pipeline, request_of(), whole.path)
     finally:
         weight.data.copy_(kept)

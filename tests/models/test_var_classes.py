@@ -33,6 +33,7 @@ def test_names_load_without_torch() -> None:
         ("Tinca tinca", 0),
         ("tabby cat", 281),
         ("toilet paper", 999),
+        ("great white shark, white shark", 2),
     ],
 )
 def test_texts(text: str, number: int) -> None:
@@ -56,7 +57,9 @@ def test_shown_names_come_back(number: int) -> None:
         ("crane", r"Several classes are called 'crane': 134 \(crane\), 517 \(crane\)"),
         ("retriever", r"No class is called 'retriever'; near are .*golden retriever \(207\)"),
         ("goldn retriever", r"near are golden retriever \(207\)"),
-        ("qwertyuiop", "No class is called 'qwertyuiop'; give one of these, or a number to 999"),
+        ("foxx", r"near are red fox \(277\), kit fox \(278\).* a number from 0 to 999"),
+        ("great white shark, tench", "No class is called 'great white shark, tench'"),
+        ("qwertyuiop", "No class is called 'qwertyuiop'; give another name, or a number from 0 to 999"),
         ("1000", "Class 1000 does not exist; this model has classes 0 to 999, and -1 for none"),
         ("-2", "Class -2 does not exist"),
     ],

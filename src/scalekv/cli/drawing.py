@@ -70,9 +70,11 @@ class _Opener:
         chosen = choose_profile(self._profile, pipeline.profile, pipeline.config.model_name, geometry)
         if chosen is not None:
             known = chosen.adapted_to(geometry.schedule)
+        plan = self._policy.plan(geometry, known)
+        if chosen is not None:
             self._say_adapted(chosen, geometry.schedule)
         self._steps.begin(len(geometry.schedule))
-        self._cache = KVCache(self._policy.plan(geometry, known), self._policy, dtype=dtype, device=device)
+        self._cache = KVCache(plan, self._policy, dtype=dtype, device=device)
         return self._cache
 
     def _say_adapted(self, profile: Profile, schedule: Schedule) -> None:

@@ -53,7 +53,9 @@ def check_model(name: str) -> None:
         )
     is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
     if not is_hub_name:
-        raise InvalidInput(f"There is no model folder {name!r}; give a folder, a hub name (owner/name), or {TINY}.")
+        raise InvalidInput(
+            f"There is no model folder {name!r}; give a folder, a hub name (owner/name), {TINY} or {TINY_CLASSES}."
+        )
 
 
 def check_subject(name: str, classes: bool, pipeline: Any = None, option: str = "--class") -> None:

@@ -107,7 +107,7 @@ Guidance = Annotated[
         panel=SAMPLING,
         env="GUIDANCE",
         parser=real,
-        help="How closely to follow the prompt; 1 halves work and cache. Default the model's.",
+        help="How closely to follow prompt or class; 1, for VAR 0, halves work and cache. Default the model's.",
     ),
 ]
 Dtype = Annotated[

@@ -52,7 +52,7 @@ TopK = Annotated[
         panel=SAMPLING,
         env="TOP_K",
         parser=whole,
-        help="1 takes the likelier bit, 0 is off. Default the model's.",
+        help="Infinity: 1 takes the likelier bit. VAR: so many tokens, the likeliest. 0 is off. Default the model's.",
     ),
 ]
 TopP = Annotated[
@@ -62,7 +62,8 @@ TopP = Annotated[
         panel=SAMPLING,
         env="TOP_P",
         parser=real,
-        help="Bits likelier than this are certain, 0 is off. Default the model's.",
+        help="Infinity: bits likelier than this are certain. VAR: tokens of this share of probability, the likeliest. "
+        "0 is off. Default the model's.",
     ),
 ]
 
@@ -93,7 +94,7 @@ def subjects_from(prompts: list[str] | None, classes: list[str] | None, count: i
     listed = [*(prompts or []), *(classes or [])]
     for text in listed:
         if not check_text("The prompt", text).strip():
-            raise InvalidInput("A prompt is empty; write what to draw.")
+            raise InvalidInput(f"A {'class' if classes else 'prompt'} is empty; write what to draw.")
     if not 1 <= count <= MOST_IMAGES:
         raise InvalidInput(f"-n is {count}; expected 1 to {MOST_IMAGES} images of each prompt.")
     return listed

@@ -105,9 +105,15 @@ def check_same(found: dict[str, Any], wanted: dict[str, Any], within: str = "") 
             check_same(before, now, f"{within}{name}.")
         elif before != now:
             raise InvalidInput(
-                f"This run was made with {within}{name} = {_said(before)}, not {_said(now)}; results of both do not "
+                f"This run was made with {_difference(f'{within}{name}', before, now)}; results of both do not "
                 "belong together: give another --out, or the settings of the run."
             )
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    if name.endswith("_mark"):  # digits that mean nothing to a person
+        return f"another {name.removesuffix('_mark')}" if before and now else f"{'a' if before else 'no'} {name[:-5]}"
+    return f"{name} = {_said(before)}, not {_said(now)}"
 
 
 def _said(value: Any) -> str:

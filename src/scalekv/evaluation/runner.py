@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,10 +63,11 @@ def evaluate(
     if request.fid and (problem := missing_fid()) is not None:
         raise InvalidInput(problem)
     share, profile = share or Share(), identity.profile_of(pipeline, request.profile)
+    fresh = not Path(folder).exists()
     run = RunFolder.begin_or_continue(
         Path(folder), request.settings(pipeline, profile), request.subjects, request.details(pipeline)
     )
-    with run.writer(share.rank) as writer:
+    with _nothing_left_of_a_refused_run(run, fresh and share.count == 1), run.writer(share.rank) as writer:
         if share.rank == 0:
             run.save()
         run.save_profile(profile)
@@ -72,6 +75,17 @@ def evaluate(
     if not lacking(run, request):
         _finish(run, request, pipeline.device)
     return run
+
+
+@contextlib.contextmanager
+def _nothing_left_of_a_refused_run(run: RunFolder, fresh: bool) -> Iterator[None]:
+    """Arguments that no picture can be drawn with are found out when the first is; then nobody resumes the run."""
+    try:
+        yield
+    except InvalidInput:
+        if fresh and not run.records():
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
 
 
 def lacking(run: RunFolder, request: Request) -> int:

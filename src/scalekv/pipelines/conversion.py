@@ -11,7 +11,7 @@ import torch
 from scalekv.errors import InvalidInput
 from scalekv.models.catalog import model_spec
 from scalekv.models.inspection import INDEX_FILE
-from scalekv.models.kinds import VAR_TRANSFORMER, kind_of
+from scalekv.models.kinds import family_of, kind_of
 from scalekv.models.weights import WeightFile
 from scalekv.pipelines.infinity import InfinityPipeline
 from scalekv.pipelines.var import VARPipeline
@@ -88,7 +88,8 @@ def _is_var(transformer: str | Path, model: str | None) -> bool:
     if model is not None:
         return model_spec(model).family == "var"
     with WeightFile(transformer) as file:
-        return any(kind_of(table.shapes) == VAR_TRANSFORMER for table in file.tables.values())
+        kinds = [kind_of(table.shapes) for table in file.tables.values()]
+    return any(kind is not None and family_of(kind) == "var" for kind in kinds)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

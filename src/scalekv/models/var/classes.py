@@ -50,7 +50,7 @@ def class_id(text: str, names: ClassNames | None, classes: int) -> int:
     """The id that ``text`` says: the number itself, or one of the names, upper or lower case.
 
     Args:
-        text: such as ``"207"`` or ``"golden retriever"``.
+        text: such as ``"207"``, ``"golden retriever"`` or, with several names of one class, ``"drake, mallard"``.
         names: of all classes; ``None`` if only numbers are known.
         classes: how many there are.
 
@@ -62,14 +62,15 @@ def class_id(text: str, names: ClassNames | None, classes: int) -> int:
         return check_id(int(word), classes)
     if names is None:
         raise InvalidInput(f"This model has no class names; give a number from 0 to {classes - 1} instead of {text!r}.")
-    found = [index for index, entry in enumerate(names) if word in _words(entry)]
+    wanted = set(_words(text))
+    found = [index for index, entry in enumerate(names) if wanted <= set(_words(entry))]
     if len(found) > 1:
         listed = ", ".join(f"{index} ({names[index]})" for index in found)
         raise InvalidInput(f"Several classes are called {text!r}: {listed}; give the number.")
     if not found:
         near = _near(word, names)
-        hint = f"; near are {near}" if near else ""
-        raise InvalidInput(f"No class is called {text!r}{hint}; give one of these, or a number to {classes - 1}.")
+        hint = f"near are {near}; give one of these, or" if near else "give another name, or"
+        raise InvalidInput(f"No class is called {text!r}; {hint} a number from 0 to {classes - 1}.")
     return found[0]
 
 
@@ -103,6 +104,8 @@ def _words(entry: str) -> list[str]:
 
 def _near(word: str, names: ClassNames, limit: int = 5) -> str:
     known = {name: index for index, entry in enumerate(names) for name in _words(entry)}
-    inside = [name for name in known if word and word in name.split()]
+    pieces = {piece for name in known for piece in name.split()}
+    similar = {word, *get_close_matches(word, pieces, n=1, cutoff=0.75)}
+    inside = [name for name in known if word and similar & set(name.split())]
     close = dict.fromkeys([*inside[:limit], *get_close_matches(word, known, n=limit, cutoff=0.7)])
     return ", ".join(f"{name} ({known[name]})" for name in list(close)[:limit])
