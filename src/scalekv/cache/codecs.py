@@ -115,7 +115,7 @@ def _decode_integers(codec: VectorCodec, packed: Tensor, head_dim: int) -> Tenso
     numbers = codes @ turn
     numbers *= (scale / math.sqrt(width))[..., None]
     firsts = numbers[..., ::width]
-    firsts += (minimum * math.sqrt(width))[..., None] * turn[0, :1]
+    firsts += (minimum * math.sqrt(width))[..., None] * turn.diagonal()[::width]
     return numbers
 
 
