@@ -246,7 +246,10 @@ def test_bytes_are_as_planned_at_every_moment(policy, name, strict):
         policy = replace(policy, budget=planned(policy).peak_bytes, strict=True)
     plan = planned(policy)
     assert plan.coded_from is not None or strict or type(policy) is OddSegments
-    with LiveBytes((rotation(GEOMETRY.head_dim, torch.device("cpu")),)) as witness, KVCache(plan, policy, dtype=torch.float32) as cache:
+    with (
+        LiveBytes((rotation(GEOMETRY.head_dim, torch.device("cpu")),)) as witness,
+        KVCache(plan, policy, dtype=torch.float32) as cache,
+    ):
         for segment in SCHEDULE:
             cache.begin(segment)
             ambient = witness.live - cache.live_bytes
@@ -403,7 +406,9 @@ def test_keys_that_a_network_hands_over_transposed():
         for segment in SCHEDULE:
             cache.begin(segment)
             for layer in range(GEOMETRY.layers):
-                parts = [part.transpose(1, 2).contiguous().transpose(1, 2) for part in tensors(GEOMETRY, segment, layer)]
+                parts = [
+                    part.transpose(1, 2).contiguous().transpose(1, 2) for part in tensors(GEOMETRY, segment, layer)
+                ]
                 output = cache.attend(layer, *parts[:3])
                 torch.testing.assert_close(output, expected[segment.index, layer], atol=1e-6, rtol=1e-5)
 

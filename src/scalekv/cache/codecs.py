@@ -1,11 +1,11 @@
 """Keys and values as bytes and back. Shapes are ``(rows, heads, tokens, head_dim)``, coded ``(..., bytes)`` of uint8.
 
 Every vector is coded by itself, whatever stands beside it: a prompt in a batch gets the bytes it gets alone. Integers
-[ours, after QuaRot, arXiv 2404.00456, and KIVI, arXiv 2402.02750]: a vector is turned by a Hadamard matrix with fixed
-random signs, which spreads channels that stick out over all, then rounded to levels between its own minimum and maximum.
-Both products with the matrix are sums of whole numbers that float32 holds exactly, so that they do not depend on the
-order of summation, hence not on the batch or the block: a vector is scaled to 16-bit integers before it is turned, and
-codes are turned back before they are scaled.
+[ours]: a vector is turned by a Hadamard matrix with fixed random signs, which spreads channels that stick out over all
+(QuaRot, arXiv 2404.00456), then rounded to levels between its own minimum and maximum (as KIVI, arXiv 2402.02750, does
+with values). Both products with the matrix are sums of whole numbers that float32 holds exactly, so that they do not
+depend on the order of summation, hence not on the batch or the block: a vector is scaled to 16-bit integers before it
+is turned, and codes are turned back before they are scaled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SMALLEST = 1e-30
 """A vector whose numbers are all below this is held as zeros."""
 
 TRIMMED = {4: 0.95}
-"""By bits, the part of the range between minimum and maximum that levels cover, where all of it is not best. What is cut
+"""By bits, the part of the range from minimum to maximum that levels cover, where all of it is not best; what is cut
 off is less than half a level."""
 
 FP8_LARGEST = 448.0
@@ -44,7 +44,8 @@ def rotation(head_dim: int, device: torch.device) -> Tensor:
     while len(block) < width:
         block = torch.cat([torch.cat([block, block], 1), torch.cat([block, -block], 1)])
     signs = torch.randint(0, 2, (head_dim,), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
-    return (torch.block_diag(*[block] * (head_dim // width)) * signs).to(device)
+    turn: Tensor = torch.block_diag(*[block] * (head_dim // width))
+    return (turn * signs).to(device)
 
 
 def rotation_width(head_dim: int) -> int:

@@ -287,9 +287,7 @@ class KVCache:
             self.ledger.give(assembled.value)
             del assembled
 
-    def _decoded(
-        self, store: _Store, segment: Segment, codec: VectorCodec, packed: Tensor, current: Tensor
-    ) -> Tensor:
+    def _decoded(self, store: _Store, segment: Segment, codec: VectorCodec, packed: Tensor, current: Tensor) -> Tensor:
         """Coded history and the current segment in one tensor of the compute dtype."""
         plan, group, (rows, _, held, _) = self.plan, store.plan, packed.shape
         shape = (*current.shape[:2], held + current.shape[2], current.shape[3])
@@ -339,7 +337,11 @@ class KVCache:
         What is coded already is copied as it is; everything else is encoded.
         """
         plan, group, index = self.plan, store.plan, segment.index
-        kept, candidates, coded = plan.carried(group, index), plan.candidates(group, index), plan.reads_coded(group, index)
+        kept, candidates, coded = (
+            plan.carried(group, index),
+            plan.candidates(group, index),
+            plan.reads_coded(group, index),
+        )
         positions = chosen.get(kept)
         for name, codec, current in zip(("key", "value"), self._halves(store), (key, value), strict=True):
             held = getattr(store, name)
@@ -463,7 +465,13 @@ class KVCache:
             del candidates
 
     def _views(
-        self, layer: int, segment: Segment, store: _Store, candidates: _Candidates, observed: Tensor | None, capacity: int
+        self,
+        layer: int,
+        segment: Segment,
+        store: _Store,
+        candidates: _Candidates,
+        observed: Tensor | None,
+        capacity: int,
     ) -> Iterator[tuple[slice, SelectionView]]:
         """The candidates of some rows at a time, as many as the planned scratch allows."""
         key, value, origin, memory = candidates.key, candidates.value, store.origin, store.memory

@@ -1,7 +1,8 @@
-"""Codecs: how a kept key or value is held, and what that takes in bytes. The arithmetic alone; `cache/codecs.py` codes.
+"""Codecs: how a kept key or value is held, and what that takes in bytes. Arithmetic only; `cache/codecs.py` codes.
 
-A vector is the key or the value of one token in one head. It is coded by itself, with one scale and one minimum, so that
-choosing survivors is copying rows of bytes, and what survives is never rounded again.
+A vector is the key or the value of one token in one head. It is coded by itself, with one scale and one minimum [ours:
+smaller groups of channels cost more bytes than their smaller error is worth], so that choosing survivors is copying
+rows of bytes, and what survives is never rounded again.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from functools import cached_property
 from scalekv.errors import InvalidInput
 
 HEADER_BYTES = 4
-"""Scale and minimum of a vector of integers, in bfloat16: its range is that of float32, and its rounding does not add to
-the error, because codes are chosen for the rounded scale and minimum."""
+"""Scale and minimum of a vector of integers, in bfloat16: its range is that of float32, and its rounding adds nothing
+to the error, because codes are chosen for the rounded scale and minimum."""
 
 CODING_LIMIT = 8 * 2**20
 """Tokens are coded together as long as their scratch stays under this many bytes; one token of all heads always is."""
@@ -71,8 +72,8 @@ class VectorCodec:
         taken, exact = self.vector_bytes(head_dim, element_bytes), head_dim * element_bytes
         if self.bits and taken >= exact:
             raise InvalidInput(
-                f"The codec {self.name} takes {taken} bytes for the {head_dim} channels of this model's heads, no fewer "
-                f"than the {exact} without it; use none."
+                f"The codec {self.name} takes {taken} bytes for the {head_dim} channels of this model's heads, "
+                f"no fewer than the {exact} without it; use none."
             )
 
 
