@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -134,9 +134,9 @@ class Bench:
 
 def costs(options: Namespace) -> dict[str, dict[str, list[float]]]:
     """Print and return seconds over those of the full cache."""
-    profile, dtype = Profile.builtin("infinity-2b"), DTYPES[options.dtype]
+    profile, dtype = replace(Profile.builtin("infinity-2b"), heads=options.heads), DTYPES[options.dtype]
     geometry = CacheGeometry(
-        LAYERS, HEADS, HEAD_DIM, profile.schedule, batch=options.batch, element_bytes=dtype.itemsize
+        LAYERS, options.heads, HEAD_DIM, profile.schedule, options.batch, options.guidance, dtype.itemsize
     )
     inputs = make_inputs(geometry, dtype, options.device)
     full = Full().plan(geometry)
@@ -170,7 +170,7 @@ def costs(options: Namespace) -> dict[str, dict[str, list[float]]]:
         sizes.append(format_bytes(bench.whole.peak_bytes))
         rows.append([name, *(spread(values) for values in figures[name].values()), *sizes])
     columns = ["codec", "over full", "selection, % of full", "decoding, % of full", "both, % of own attention"]
-    title = f"{options.policy}, layer {options.layer}, Infinity-2B, 1M pixels, {options.dtype}, {options.budget}"
+    title = f"{options.policy} at {options.budget}, Infinity-2B layer {options.layer}, {options.dtype}, {options.heads} heads"
     show(title, [*columns, "tokens", "kept", "peak"], rows, options.device)
     return figures
 
@@ -182,6 +182,8 @@ def main() -> None:
     parser.add_argument("--policy", default="scalekv")
     parser.add_argument("--layer", type=int, default=5, help="5 is a refiner of ScaleKV, 0 a drafter")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--heads", type=int, default=HEADS, help="fewer are quicker; ratios hardly change")
+    parser.add_argument("--guidance", type=int, default=2, choices=(1, 2))
     parser.add_argument("--codecs", default=",".join(CODECS), help="names, with commas")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--only", choices=("errors", "costs"))
