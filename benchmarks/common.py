@@ -57,15 +57,26 @@ def clock(device: str) -> float:
 
 
 class TimedCache(KVCache):
-    """A cache that also adds up the seconds that judging candidates and copying survivors take."""
+    """A cache that also adds up the seconds of selection (judging candidates, copying survivors, encoding them) and of
+    decoding."""
 
     selection = 0.0
+    decoding = 0.0
 
     def _timed(self, work: Callable[..., Any], *given: Any) -> Any:
-        start = clock(str(self.device))
+        start, before = clock(str(self.device)), self.selection
         result = work(*given)
-        self.selection += clock(str(self.device)) - start
+        self.selection = before + clock(str(self.device)) - start
         return result
+
+    def _decoded(self, *given: Any) -> Any:
+        start = clock(str(self.device))
+        result = super()._decoded(*given)
+        self.decoding += clock(str(self.device)) - start
+        return result
+
+    def _carry(self, *given: Any) -> None:
+        self._timed(super()._carry, *given)
 
     def _remember(self, *given: Any) -> None:
         self._timed(super()._remember, *given)

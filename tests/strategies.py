@@ -86,7 +86,7 @@ def profiles(draw, geometry: CacheGeometry) -> Profile | None:
 
 
 def policies(**settings) -> st.SearchStrategy[Policy]:
-    """Every compressing method, with its options; ``settings`` are fixed."""
+    """Every compressing method, with its options and any codec; ``settings`` are fixed."""
     flags = st.booleans()
     scale = st.builds(
         ScaleKV,
@@ -99,7 +99,13 @@ def policies(**settings) -> st.SearchStrategy[Policy]:
     )
     plain = st.sampled_from([SlidingWindow(), StreamingLLM(), StreamingLLM(sink_segments=0), Random(), Random(seed=3)])
     every = scale | plain | _language_model_baselines() | next_scale_rivals()
-    return every.map(lambda policy: _with(policy, settings))
+    return st.builds(lambda policy, codec: replace(policy, **{"codec": codec, **settings}), every, codecs())
+
+
+def codecs() -> st.SearchStrategy[str]:
+    """Codecs by name, one for both or for keys and values apart; half of the time none."""
+    names = st.sampled_from(["none", "int8", "int6", "int4", "fp8"])
+    return st.just("none") | names | st.builds("{}/{}".format, names, names)
 
 
 def _language_model_baselines() -> st.SearchStrategy[Policy]:
@@ -127,7 +133,3 @@ def next_scale_rivals() -> st.SearchStrategy[Policy]:
         st.builds(HeatKV, allocation=st.sampled_from(["uniform", "density"]), sink_scales=few),
         st.builds(AMSKV, expanding_share=share, condensed_scales=few),
     )
-
-
-def _with(policy: Policy, settings: dict) -> Policy:
-    return replace(policy, **settings)

@@ -28,6 +28,10 @@ POLICIES: list[Policy] = [
     HackPP(budget="30%"),
     HeatKV(budget="60%"),
     AMSKV(budget="40%"),
+    ScaleKV(codec="int8"),
+    SlidingWindow(codec="int4"),
+    Hack(budget="30%", codec="int8/int6"),
+    HeatKV(budget="60%", codec="fp8"),
 ]
 
 
@@ -86,7 +90,9 @@ def test_4_bytes_allocated_are_bytes_planned(pipe, policy, shapes, batch, guidan
     assert report.kept_bytes <= report.limit_bytes
 
 
-@pytest.mark.parametrize("policy", [Full(), ScaleKV(budget="20%"), Random(budget="20%")], ids=str)
+@pytest.mark.parametrize(
+    "policy", [Full(), ScaleKV(budget="20%"), Random(budget="20%"), ScaleKV(budget="20%", codec="int6")], ids=str
+)
 def test_5_a_batch_gives_each_prompt_what_it_gets_alone(pipe, policy):
     prompts = ["a cube", "two large blue spheres on a table", ""]
     small = on(pipe, SMALL)
@@ -97,8 +103,9 @@ def test_5_a_batch_gives_each_prompt_what_it_gets_alone(pipe, policy):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_6_an_aborted_generation_leaves_nothing_behind(pipe, error):
-    policy = ScaleKV(budget="20%")
+@pytest.mark.parametrize("codec", ["none", "int8"])
+def test_6_an_aborted_generation_leaves_nothing_behind(pipe, error, codec):
+    policy = ScaleKV(budget="20%", codec=codec)
     expected = draw(pipe, kv_cache=policy).images
     gc.collect()
     living = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())

@@ -71,5 +71,7 @@ def compare_with_witness(witness: LiveBytes, cache: KVCache, ambient: int, segme
     output = cache.attend(layer, query, key, value, projected_query=lambda positions: bare[:, :, positions])
     assert witness.live - ambient - given - output.untyped_storage().nbytes() == moment.after
     statistics = output.numel() // output.shape[-1] * 4  # of the attention kernel
-    copies = 2 * output.nbytes if len(cache.plan.layers[layer]) > 1 else output.nbytes
+    groups = cache.plan.layers[layer]
+    parts = len(groups) > 1 or any(cache.plan.codes(group, segment.index) for group in groups)
+    copies = 3 * output.nbytes if len(groups) > 1 and parts else 2 * output.nbytes if parts else output.nbytes
     assert witness.peak - ambient - given <= moment.peak + copies + statistics + SMALL

@@ -21,7 +21,7 @@ from scalekv.cache.attention import attention
 from scalekv.errors import BudgetError
 from scalekv.planning import CacheGeometry, Profile, Schedule
 from scalekv.policies import AMSKV, AdaKV, Hack, HackPP, HeatKV, Policy, SelectionView
-from strategies import geometries, measured, next_scale_rivals
+from strategies import codecs, geometries, measured, next_scale_rivals
 
 SCHEDULE = Schedule.from_sides([1, 2, 3, 5, 6, 8])
 GEOMETRY = CacheGeometry(3, 4, 8, SCHEDULE, batch=2, guidance=2, element_bytes=4)
@@ -75,7 +75,8 @@ def test_groups_are_one_dense_attention_with_a_mask(policy, monkeypatch):
 def test_the_pool_holds_at_every_moment(data):
     geometry = data.draw(geometries(layers=6, heads=4))
     policy = data.draw(next_scale_rivals())
-    policy = replace(policy, budget=data.draw(st.floats(0.02, 0.999)), strict=data.draw(st.booleans()))
+    settings = {"budget": data.draw(st.floats(0.02, 0.999)), "strict": data.draw(st.booleans())}
+    policy = replace(policy, codec=data.draw(codecs()), **settings)
     sizes = geometry.layers, geometry.heads, geometry.schedule
     try:
         plan = policy.plan(geometry, Profile("drawn", *sizes, **measured(geometry, data.draw(st.integers(0, 99)))))

@@ -90,6 +90,16 @@ def test_guidance_of_one_halves_the_cache(answer):
     assert without["cache"]["lossless_bytes"] * 2 == with_guidance["cache"]["lossless_bytes"]
 
 
+def test_codecs_hold_more_and_say_so(answer, run):
+    found = answer("plan", "--budget", "10%", "--codec", "int8/int4")
+    assert found["settings"]["codec"] == found["cache"]["codec"] == "int8/int4"
+    assert found["cache"]["nominal_bytes"] <= found["cache"]["limit_bytes"]
+    said = run("plan", "--budget", "10%", "--codec", "int8").stdout
+    assert f"in int8 from segment {found['cache']['coded_from']} of 0 to 12 on, exact before" in said
+    assert "nothing is coded" in run("plan", "--budget", "100%", "--codec", "int8").stdout
+    assert answer("plan", "--budget", "100%", "--codec", "int4")["cache"]["coded_from"] is None
+
+
 def test_strict_holds_the_peak(answer):
     cache = answer("plan", "--budget", "10%", "--strict")["cache"]
     assert cache["peak_bytes"] <= cache["limit_bytes"]

@@ -80,7 +80,7 @@ def test_nominal_budget_holds_for_every_policy(data):
         plan = policy.plan(geometry, data.draw(profiles(geometry)))
     except BudgetError as refusal:
         assert "smallest feasible" in str(refusal)
-        assert limit < geometry.layers * geometry.heads * (geometry.head_token_bytes + 4 * geometry.rows)
+        assert limit < policy.fewest_slots(geometry) * (geometry.head_token_bytes + 4 * geometry.rows)
         return
     if policy.budget < 1:
         assert plan.nominal_bytes <= limit

@@ -11,20 +11,26 @@ from torch import Tensor
 from typing_extensions import Self
 
 from scalekv.cache.attention import attention
+from scalekv.cache.codecs import carry_chosen, carry_ranges, decode_tokens
 from scalekv.cache.ledger import Ledger
 from scalekv.cache.report import CacheReport
 from scalekv.cache.selection import copy_rows, flat_positions, survivors
-from scalekv.planning import CachePlan, HeadGroup, Segment
+from scalekv.planning import CachePlan, HeadGroup, Segment, VectorCodec
+from scalekv.planning.coding import carrying, decoded_rows, decoding_scratch, decoding_tokens
 from scalekv.policies import Policy, SelectionView
 
 ProjectedQuery = Callable[[Tensor], Tensor]
 
-_TENSORS = ("key", "value", "origin", "memory")
+_MARKS = ("origin", "memory")
+_TENSORS = ("key", "value", *_MARKS)
 
 
 @dataclass
 class _Store:
-    """History of one head group: keys and values, and the marks that the policy wants beside them."""
+    """History of one head group: keys and values, and the marks that the policy wants beside them.
+
+    Coded keys and values are ``(rows, heads, tokens, bytes)`` of uint8.
+    """
 
     plan: HeadGroup
     heads: Tensor | None
@@ -32,6 +38,15 @@ class _Store:
     value: Tensor | None = None
     origin: Tensor | None = None
     memory: Tensor | None = None
+
+
+@dataclass
+class _Candidates:
+    """Keys and values of some rows of one head group: kept history, then the current segment."""
+
+    rows: slice
+    key: Tensor
+    value: Tensor
 
 
 class KVCache:
@@ -197,10 +212,15 @@ class KVCache:
         judged = plan.judges(group, index)
         if store.key is None and not kept and not judged:
             return attention(query, key, value)
+        if plan.codes(group, index):
+            return self._attend_coded(layer, segment, store, query, key, value, observed)
         self._assemble(store, segment, key, value, marked=kept > 0 or judged)
         if plan.remembers(index):
-            self._remember(layer, segment, store, observed)
-        chosen = self._choose(layer, segment, store, observed) if judged else {}
+            self._remember(layer, segment, store, self._all(store), observed)
+        chosen = self._positions(store, segment)
+        if judged:
+            self._choose(layer, segment, store, self._all(store), observed, chosen)
+            chosen = {size: flat_positions(positions, candidates) for size, positions in chosen.items()}
         output = self._read(layer, segment, store, query, chosen)
         if not kept:
             self._drop(store)
@@ -211,6 +231,150 @@ class KVCache:
         for positions in chosen.values():
             self.ledger.give(positions)
         return output
+
+    def _attend_coded(
+        self,
+        layer: int,
+        segment: Segment,
+        store: _Store,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        observed: Tensor | None,
+    ) -> Tensor:
+        """As :meth:`_attend`, where history is coded or becomes so: it is decoded and read some rows at a time."""
+        plan, group, index = self.plan, store.plan, segment.index
+        kept, judged = plan.carried(group, index), plan.judges(group, index)
+        if plan.reads_coded(group, index):
+            self._assemble_marks(store, segment, key, marked=kept > 0 or judged)
+        else:
+            self._assemble(store, segment, key, value, marked=kept > 0 or judged)
+        chosen, output = self._positions(store, segment), torch.empty_like(query)
+        for candidates in self._candidates(store, segment, key, value):
+            rows = candidates.rows
+            if plan.remembers(index):
+                self._remember(layer, segment, store, candidates, observed)
+            if judged:
+                self._choose(layer, segment, store, candidates, observed, chosen)
+            output[rows] = self._read_rows(layer, segment, store, query[rows], candidates, chosen)
+            del candidates
+        if kept:
+            self._carry(store, segment, key, value, chosen)
+        else:
+            self._drop(store)
+        for positions in chosen.values():
+            self.ledger.give(positions)
+        return output
+
+    def _candidates(self, store: _Store, segment: Segment, key: Tensor, value: Tensor) -> Iterator[_Candidates]:
+        """[history ; current] of some rows at a time, decoded for as long as they are looked at."""
+        if not self.plan.reads_coded(store.plan, segment.index):
+            yield self._all(store)
+            return
+        step = decoded_rows(self.plan, store.plan, segment.index)
+        for start in range(0, key.shape[0], step):
+            rows = slice(start, start + step)
+            assert store.key is not None
+            assert store.value is not None
+            key_codec, value_codec = self._halves(store)
+            assembled = _Candidates(
+                rows,
+                self._decoded(store, segment, key_codec, store.key[rows], key[rows]),
+                self._decoded(store, segment, value_codec, store.value[rows], value[rows]),
+            )
+            yield assembled
+            self.ledger.give(assembled.key)
+            self.ledger.give(assembled.value)
+            del assembled
+
+    def _decoded(self, store: _Store, segment: Segment, codec: VectorCodec, packed: Tensor, current: Tensor) -> Tensor:
+        """Coded history and the current segment in one tensor of the compute dtype."""
+        plan, group, (rows, _, held, _) = self.plan, store.plan, packed.shape
+        shape = (*current.shape[:2], held + current.shape[2], current.shape[3])
+        assembled = self.ledger.take(torch.empty(shape, dtype=self.dtype, device=self.device))
+        with self.ledger.scratch(decoding_scratch(plan, group, segment.index, codec, rows)):
+            decode_tokens(codec, packed, assembled[:, :, :held], decoding_tokens(plan, group, codec, rows))
+        assembled[:, :, held:] = current
+        return assembled
+
+    def _halves(self, store: _Store) -> tuple[VectorCodec, VectorCodec]:
+        assert store.plan.codec is not None
+        return store.plan.codec.halves
+
+    def _all(self, store: _Store) -> _Candidates:
+        """The assembled candidates of all rows."""
+        assert store.key is not None
+        assert store.value is not None
+        return _Candidates(slice(0, store.key.shape[0]), store.key, store.value)
+
+    def _read_rows(
+        self,
+        layer: int,
+        segment: Segment,
+        store: _Store,
+        query: Tensor,
+        candidates: _Candidates,
+        chosen: Mapping[int, Tensor],
+    ) -> Tensor:
+        """Attention of some rows over what the plan lets ``store`` attend to."""
+        attended, (_, _, tokens, _) = self.plan.attended(store.plan, segment.index), candidates.key.shape
+        if attended == tokens:
+            output = attention(query, candidates.key, candidates.value)
+            self.watch(layer, segment, query, candidates.key)
+            return output
+        positions = self.ledger.take(chosen[attended][candidates.rows].clone())
+        flat = flat_positions(positions, tokens)
+        key = self.ledger.take(copy_rows(candidates.key, flat))
+        value = self.ledger.take(copy_rows(candidates.value, flat))
+        output = attention(query, key, value)
+        for copied in (positions, key, value):
+            self.ledger.give(copied)
+        return output
+
+    def _carry(self, store: _Store, segment: Segment, key: Tensor, value: Tensor, chosen: Mapping[int, Tensor]) -> None:
+        """Carry survivors on, keys first, then values, then marks, each letting go of its source.
+
+        What is coded already is copied as it is; everything else is encoded.
+        """
+        plan, group, index = self.plan, store.plan, segment.index
+        kept, candidates, coded = (
+            plan.carried(group, index),
+            plan.candidates(group, index),
+            plan.reads_coded(group, index),
+        )
+        positions = chosen.get(kept)
+        for name, codec, current in zip(("key", "value"), self._halves(store), (key, value), strict=True):
+            held = getattr(store, name)
+            old, new = (held, current) if coded else (None, held)
+            size = codec.vector_bytes(current.shape[3], self.dtype.itemsize)
+            out = self.ledger.take(torch.empty((*current.shape[:2], kept, size), dtype=torch.uint8, device=self.device))
+            step, scratch = carrying(plan, group, index, codec)
+            with self.ledger.scratch(scratch):
+                if positions is None:
+                    carry_ranges(codec, old, new, self._runs(store, segment), out, step)
+                else:
+                    carry_chosen(codec, old, new, positions, out, step)
+            setattr(store, name, out)
+            self.ledger.give(held)
+            del held, old, new
+        if positions is not None:
+            flat = flat_positions(positions, candidates)
+            self._keep(store, flat, _MARKS)
+        elif kept < candidates:
+            self._keep_sources(store, segment, _MARKS)
+
+    def _runs(self, store: _Store, segment: Segment) -> list[tuple[int, int]]:
+        """The runs of candidates that are carried on whole: the first of each, and the one after its last."""
+        plan, group = self.plan, store.plan
+        if plan.carried(group, segment.index) == plan.candidates(group, segment.index):
+            return [(0, plan.candidates(group, segment.index))]
+        assert group.sources is not None
+        tokens, start, runs = self.plan.geometry.schedule.tokens, 0, []
+        for source in (*group.sources[segment.index], segment.index):
+            if source in group.sources[segment.index + 1]:
+                runs.append((start, start + tokens[source]))
+            start += tokens[source]
+        return runs
 
     def _read(self, layer: int, segment: Segment, store: _Store, query: Tensor, chosen: Mapping[int, Tensor]) -> Tensor:
         """Attention over what the plan lets ``store`` attend to; a set that is also carried is trimmed first."""
@@ -240,10 +404,17 @@ class KVCache:
             segment: the current segment.
             query: ``(rows, heads, segment.tokens, head_dim)``.
             key: ``(rows, heads, history + segment.tokens, head_dim)``.
+
+        Coded history comes some rows at a time, each with its queries.
         """
 
     def _assemble(self, store: _Store, segment: Segment, key: Tensor, value: Tensor, marked: bool) -> None:
         """Grow the store by the current segment; each old tensor is freed before the next one grows."""
+        self._assemble_marks(store, segment, key, marked)
+        store.key = self._grow(store.key, key)
+        store.value = self._grow(store.value, value)
+
+    def _assemble_marks(self, store: _Store, segment: Segment, key: Tensor, marked: bool) -> None:
         if not marked:
             self._forget(store)
         elif self.policy.tracks_origin:
@@ -253,11 +424,9 @@ class KVCache:
         if marked and self.policy.remembers:
             nothing = torch.zeros((), dtype=torch.float32, device=self.device)
             store.memory = self._grow(store.memory, nothing.expand(*key.shape[:3]))
-        store.key = self._grow(store.key, key)
-        store.value = self._grow(store.value, value)
 
     def _forget(self, store: _Store) -> None:
-        for name in ("origin", "memory"):
+        for name in _MARKS:
             self.ledger.give(getattr(store, name))
             setattr(store, name, None)
 
@@ -271,22 +440,22 @@ class KVCache:
         self.ledger.give(old)
         return grown
 
-    def _keep(self, store: _Store, positions: Tensor) -> None:
+    def _keep(self, store: _Store, positions: Tensor, names: tuple[str, ...] = _TENSORS) -> None:
         """Copy the survivors out, one tensor after the other, each freeing its source."""
-        for name in _TENSORS:
+        for name in names:
             candidates = getattr(store, name)
             if candidates is not None:
                 setattr(store, name, self.ledger.take(copy_rows(candidates, positions)))
                 self.ledger.give(candidates)
             del candidates
 
-    def _keep_sources(self, store: _Store, segment: Segment) -> None:
+    def _keep_sources(self, store: _Store, segment: Segment, names: tuple[str, ...] = _TENSORS) -> None:
         """Copy out the segments that the plan goes on to hold; the others go as a whole."""
         assert store.plan.sources is not None
         tokens = self.plan.geometry.schedule.tokens
         there = (*store.plan.sources[segment.index], segment.index)
         wanted = set(store.plan.sources[segment.index + 1])
-        for name in _TENSORS:
+        for name in names:
             candidates = getattr(store, name)
             if candidates is not None:
                 parts = candidates.split([tokens[source] for source in there], dim=2)
@@ -296,18 +465,24 @@ class KVCache:
             del candidates
 
     def _views(
-        self, layer: int, segment: Segment, store: _Store, observed: Tensor | None, capacity: int
+        self,
+        layer: int,
+        segment: Segment,
+        store: _Store,
+        candidates: _Candidates,
+        observed: Tensor | None,
+        capacity: int,
     ) -> Iterator[tuple[slice, SelectionView]]:
         """The candidates of some rows at a time, as many as the planned scratch allows."""
-        key, value, origin, memory = store.key, store.value, store.origin, store.memory
-        assert key is not None
-        assert value is not None
-        rows, heads, candidates, _ = key.shape
-        step = self.plan.scored_rows(heads, candidates)
-        window = None if self._observed is None else self._observed + (candidates - segment.tokens)
-        with self.ledger.scratch(self.plan.choosing_bytes(heads, candidates)):
+        key, value, origin, memory = candidates.key, candidates.value, store.origin, store.memory
+        rows, heads, tokens, _ = key.shape
+        first = candidates.rows.start
+        step = self.plan.scored_rows(heads, tokens, rows)
+        window = None if self._observed is None else self._observed + (tokens - segment.tokens)
+        with self.ledger.scratch(self.plan.choosing_bytes(heads, tokens, rows)):
             for start in range(0, rows, step):
-                block = slice(start, start + step)
+                own = slice(start, min(start + step, rows))
+                block = slice(first + own.start, first + own.stop)
                 yield (
                     block,
                     SelectionView(
@@ -316,8 +491,8 @@ class KVCache:
                         schedule=self.plan.geometry.schedule,
                         segment=segment,
                         capacity=capacity,
-                        key=key[block],
-                        value=value[block],
+                        key=key[own],
+                        value=value[own],
                         query=None if observed is None else observed[block],
                         window=window,
                         origin=None if origin is None else origin[block],
@@ -327,26 +502,38 @@ class KVCache:
                     ),
                 )
 
-    def _remember(self, layer: int, segment: Segment, store: _Store, observed: Tensor | None) -> None:
+    def _remember(
+        self, layer: int, segment: Segment, store: _Store, candidates: _Candidates, observed: Tensor | None
+    ) -> None:
         """Let every candidate add up what it was worth to this segment."""
         assert store.memory is not None
-        for block, view in self._views(layer, segment, store, observed, capacity=0):
+        for block, view in self._views(layer, segment, store, candidates, observed, capacity=0):
             store.memory[block] += self.policy.remember(view)
 
-    def _choose(self, layer: int, segment: Segment, store: _Store, observed: Tensor | None) -> dict[int, Tensor]:
-        """By size, the flat positions ``(rows * heads * size,)`` of the sets that the plan asks for, from one score."""
-        assert store.key is not None
-        rows, heads, candidates, _ = store.key.shape
-        sizes = self.plan.chosen(store.plan, segment.index)
-        chosen = {
+    def _positions(self, store: _Store, segment: Segment) -> dict[int, Tensor]:
+        """Room for the positions ``(rows, heads, size)`` of the sets that the plan asks for, by size."""
+        rows, heads = self.plan.geometry.rows, len(store.plan.heads)
+        sizes = self.plan.chosen(store.plan, segment.index) if self.plan.judges(store.plan, segment.index) else ()
+        return {
             size: self.ledger.take(torch.empty((rows, heads, size), dtype=torch.int64, device=self.device))
             for size in sizes
         }
-        for block, view in self._views(layer, segment, store, observed, capacity=sizes[0]):
+
+    def _choose(
+        self,
+        layer: int,
+        segment: Segment,
+        store: _Store,
+        candidates: _Candidates,
+        observed: Tensor | None,
+        chosen: dict[int, Tensor],
+    ) -> None:
+        """Write the positions of all sets, from one score."""
+        capacity = next(iter(chosen))
+        for block, view in self._views(layer, segment, store, candidates, observed, capacity):
             score = self.policy.score(view)
             for size, positions in chosen.items():
                 positions[block] = survivors(score, size)
-        return {size: flat_positions(positions, candidates) for size, positions in chosen.items()}
 
     def _drop(self, store: _Store) -> None:
         for name in _TENSORS:

@@ -24,6 +24,8 @@ class CacheReport:
         tokens_per_layer: measured, mean tokens per head that each layer held for the last segment.
         segment_bytes: measured, bytes of history each segment found.
         seconds: wall time of the generation, where the driver measured it.
+        codec: how history was held in the end; ``"none"`` for the dtype attention computes in.
+        coded_from: first segment whose history was coded; ``None`` for none.
     """
 
     policy: str
@@ -37,6 +39,8 @@ class CacheReport:
     tokens_per_layer: tuple[float, ...]
     segment_bytes: tuple[int, ...]
     seconds: float | None = None
+    codec: str = "none"
+    coded_from: int | None = None
 
     @classmethod
     def of_plan(cls, plan: CachePlan, **measured: Any) -> CacheReport:
@@ -48,6 +52,8 @@ class CacheReport:
             limit_bytes=plan.limit_bytes,
             nominal_bytes=plan.nominal_bytes,
             peak_bytes=plan.peak_bytes,
+            codec=plan.codec,
+            coded_from=plan.coded_from,
             **measured,
         )
 
@@ -61,8 +67,9 @@ class CacheReport:
         return asdict(self)
 
     def __str__(self) -> str:
+        name = self.policy if self.coded_from is None else f"{self.policy} in {self.codec}"
         text = (
-            f"{self.policy}: kept {format_bytes(self.kept_bytes)} of {format_bytes(self.lossless_bytes)} "
+            f"{name}: kept {format_bytes(self.kept_bytes)} of {format_bytes(self.lossless_bytes)} "
             f"({100 * self.kept_share:.1f}%), peak {format_bytes(self.measured_peak_bytes)}, "
             f"stock {format_bytes(self.stock_bytes)}"
         )

@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from scalekv.cli.comparing import Comparison, Contest
-from scalekv.cli.drawing import Request, Run, budget_of
+from scalekv.cli.drawing import Request, Run, budget_of, method_of
 from scalekv.cli.files import check_new_folder, expanded, picture_paths
 from scalekv.cli.loading import TINY, TINY_CLASSES, check_model, check_subject, open_model
 from scalekv.cli.options import (
     CACHE,
     OUTPUT,
     Aspect,
+    CodecOption,
     Device,
     Dtype,
     Guidance,
@@ -72,6 +73,7 @@ def compare(
         option("--budgets", panel=CACHE, env="BUDGETS", metavar="SHARES", help="Separated by commas, a column each."),
     ] = "20%,10%,4%",
     strict: Strict = False,
+    codec: CodecOption = "none",
     profile: ProfileOption = None,
     size: Size = None,
     aspect: Aspect = None,
@@ -102,7 +104,7 @@ def compare(
     output, begin = Output(json=json, quiet=quiet), time.perf_counter()
     wanted, kind = PictureSize.parse(size, aspect), dtype_from(dtype)
     listed = _listed("--budgets", budgets)
-    rows = [[policy_from(name, budget, strict) for budget in listed] for name in _listed("--policies", policies)]
+    rows = [[policy_from(name, budget, strict, codec) for budget in listed] for name in _listed("--policies", policies)]
     _check_different(rows)
     supplied, number = profile_from(profile), seed_from(seed)
     subjects = subjects_from([prompt] if prompt is not None else None, [class_name] if class_name is not None else None)
@@ -142,7 +144,7 @@ def _listed(name: str, text: str) -> list[str]:
 def _check_different(rows: list[list[Policy]]) -> None:
     seen: set[str] = set()
     for policy in (policy for row in rows for policy in row):
-        name = f"{policy.name} at {budget_of(policy)}"
+        name = f"{method_of(policy)} at {budget_of(policy)}"
         if name in seen:
             raise InvalidInput(f"{name} is listed twice; list it once.")
         seen.add(name)
@@ -154,7 +156,7 @@ def _report(output: Output, comparison: Comparison, sheet: Path, folder: Path | 
     output.table(columns, comparison.table(), left=(0,))
     for entry in comparison.entries:
         if entry.error is not None:
-            output.note(f"{entry.policy.name} at {entry.budget} is not drawn: {entry.error}")
+            output.note(f"{method_of(entry.policy)} at {entry.budget} is not drawn: {entry.error}")
     beside = "" if folder is None else f", single pictures in {folder}"
     output.say()
     output.say(f"{sheet}  {comparison.title}{beside}")

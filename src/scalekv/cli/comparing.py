@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalekv._version import __version__
-from scalekv.cli.drawing import Run, budget_of, policy_settings, quality_text
+from scalekv.cli.drawing import Run, budget_of, method_of, policy_settings, quality_text
 from scalekv.errors import BudgetError, InvalidInput, ProfileError
 from scalekv.planning import format_bytes
 from scalekv.policies import Full, Policy
@@ -59,11 +59,11 @@ class Entry:
     def cells(self) -> list[str]:
         """The line of this entry in a table."""
         if self.cache is None or self.psnr_db is None:
-            return [self.policy.name, self.budget, "no plan", "", "", "", ""]
+            return [method_of(self.policy), self.budget, "no plan", "", "", "", ""]
         quality = "identical" if self.psnr_db == float("inf") else f"{self.psnr_db:.2f}"
         kept, peak = format_bytes(self.cache.kept_bytes), format_bytes(self.cache.measured_peak_bytes)
         share, seconds = f"{100 * self.cache.kept_share:.2f}%", f"{self.cache.seconds or 0:.1f}"
-        return [self.policy.name, self.budget, quality, kept, share, peak, seconds]
+        return [method_of(self.policy), self.budget, quality, kept, share, peak, seconds]
 
     def to_dict(self, folder: Path | None) -> dict[str, Any]:
         """Ready for JSON."""
@@ -150,7 +150,7 @@ class Comparison:
         from scalekv.evaluation.report.sheet import Row, Sheet, Tile
 
         assert self.full.cache is not None
-        rows = tuple(Row(tuple(entry.tile() for entry in row), row[0].policy.name) for row in self.rows)
+        rows = tuple(Row(tuple(entry.tile() for entry in row), method_of(row[0].policy)) for row in self.rows)
         columns = tuple(f"budget {entry.budget}" for entry in self.rows[0])
         head = Tile(self.full.picture, ("full cache", f"lossless: {format_bytes(self.full.cache.kept_bytes)}"))
         note = "Under each picture: PSNR against the full cache, and the history it kept."
@@ -169,7 +169,7 @@ class Comparison:
                 name = "full.png" if entry is self.full else entry.file_name
                 origin = self.run.origin(0, {**self.settings, **policy_settings(entry.policy)})
                 write_png(entry.picture, folder / name, origin)
-        methods = ", ".join(row[0].policy.name for row in self.rows)
+        methods = ", ".join(method_of(row[0].policy) for row in self.rows)
         budgets = ", ".join(entry.budget for entry in self.rows[0])
         origin = self.run.origin(0, {**self.settings, "method": methods, "budget": budgets})
         write_png(self.sheet(), sheet, origin)

@@ -123,7 +123,7 @@ class Run:
 
         request = self.request
         generators = [torch.Generator(device="cpu").manual_seed(seed) for seed in request.seeds]
-        with self.output.progress(f"{policy.name} {budget_of(policy)}") as steps:
+        with self.output.progress(f"{method_of(policy)} {budget_of(policy)}") as steps:
             opener = _Opener(self.output, self.pipeline, policy, request.profile, steps)
 
             def on_segment(*_: Any) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class Run:
 
         share = f" for {len(self.request.paths)} images" if len(self.request.paths) > 1 else ""
         kept = [f"kept {format_bytes(cache.kept_bytes)}{share}" for cache in (full.cache, drawn.cache)]
-        name, comparisons = f"{policy.name}, {budget_of(policy)}", []
+        name, comparisons = f"{method_of(policy)}, {budget_of(policy)}", []
         for image, path in enumerate(self.request.paths):
             reference, picture = full.images[image], drawn.images[image]
             distance = psnr(picture, reference)
@@ -238,6 +238,11 @@ class Run:
             "schedule": drawn.schedule.key,
             "version": __version__,
         }
+
+
+def method_of(policy: Policy) -> str:
+    """The name of a policy, with its codec if it has one."""
+    return policy.name if policy.codec == "none" else f"{policy.name} in {policy.codec}"
 
 
 def budget_of(policy: Policy) -> str:

@@ -15,6 +15,7 @@ from scalekv.cli.options import (
     PICTURE,
     Aspect,
     BudgetOption,
+    CodecOption,
     Device,
     Dtype,
     Guidance,
@@ -56,6 +57,7 @@ def generate(
     budget: BudgetOption = None,
     policy: PolicyOption = "scalekv",
     strict: Strict = False,
+    codec: CodecOption = "none",
     profile: ProfileOption = None,
     compare: Annotated[
         bool,
@@ -102,7 +104,7 @@ def generate(
     """
     output = Output(json=json, quiet=quiet)
     wanted = PictureSize.parse(size, aspect)
-    chosen, supplied, number = policy_from(policy, budget, strict), profile_from(profile), seed_from(seed)
+    chosen, supplied, number = policy_from(policy, budget, strict, codec), profile_from(profile), seed_from(seed)
     prompts = subjects_from(prompts, classes, count)
     sampling = sampling_from(guidance, temperature, top_k, top_p, negative)
     if classes:

@@ -70,6 +70,17 @@ PolicyOption = Annotated[
 Strict = Annotated[
     bool, option("--strict", panel=CACHE, env="STRICT", help="Hold the peak under the budget, scratch included.")
 ]
+CodecOption = Annotated[
+    str,
+    option(
+        "--codec",
+        panel=CACHE,
+        env="CODEC",
+        metavar="NAME",
+        help="How history is held once it would not fit otherwise: int8, int6, int4, fp8, or keys and values apart, "
+        "int8/int4. Default none, the type attention computes in.",
+    ),
+]
 ProfileOption = Annotated[
     str | None,
     option(
@@ -130,16 +141,16 @@ Model = Annotated[
 ]
 
 
-def policy_from(name: str, budget: str | None, strict: bool) -> Policy:
+def policy_from(name: str, budget: str | None, strict: bool, codec: str = "none") -> Policy:
     """The policy of a command line; without a budget, 10 % or, for ``full``, all.
 
     Raises:
-        InvalidInput: an unknown name or a budget that cannot be read.
+        InvalidInput: an unknown name or codec, or a budget that cannot be read.
     """
     if budget is None:
         chosen = make_policy(name)
         budget = DEFAULT_BUDGET if Budget.parse(chosen.budget).fraction != 1 else "100%"
-    return make_policy(name, budget, strict=strict)
+    return make_policy(name, budget, strict=strict, codec=codec)
 
 
 def dtype_from(text: str | None) -> str | None:

@@ -13,6 +13,7 @@ from scalekv.cli.options import (
     PICTURE,
     Aspect,
     BudgetOption,
+    CodecOption,
     Guidance,
     Json,
     PolicyOption,
@@ -32,7 +33,7 @@ from scalekv.cli.picture_size import PictureSize
 from scalekv.errors import BudgetError, InvalidInput
 from scalekv.models.catalog import model_names, model_spec
 from scalekv.models.footprint import Footprint, ModelShape, RunShape, schedule_of
-from scalekv.planning import CONVENTIONS, Profile, Schedule, choose_profile, format_bytes
+from scalekv.planning import CONVENTIONS, CachePlan, Profile, Schedule, choose_profile, format_bytes
 from scalekv.policies import Policy
 
 TABLE_BUDGETS = ("100%", "50%", "20%", "10%", "4%", "2%")
@@ -63,6 +64,7 @@ def plan(
     budget: BudgetOption = None,
     policy: PolicyOption = "scalekv",
     strict: Strict = False,
+    codec: CodecOption = "none",
     profile: ProfileOption = None,
     table: Annotated[bool, option("--table", panel=CACHE, help="Compare budgets, as without --budget.")] = False,
     size: Size = None,
@@ -84,7 +86,7 @@ def plan(
     output, begin = Output(json=json), time.perf_counter()
     name = dtype_from(dtype) or "bfloat16"
     wanted, available = PictureSize.parse(size, aspect), parse_bytes_option("--memory", memory)
-    chosen, supplied = policy_from(policy, budget, strict), profile_from(profile)
+    chosen, supplied = policy_from(policy, budget, strict, codec), profile_from(profile)
     check_guidance(guidance)
     if batch < 1:
         raise InvalidInput(f"--batch is {batch}; expected at least 1.")
@@ -160,7 +162,7 @@ def _rows(question: _Question) -> list[dict[str, Any]]:
     return rows
 
 
-def _cache(footprint: Footprint) -> dict[str, int]:
+def _cache(footprint: Footprint) -> dict[str, Any]:
     plan, geometry = footprint.plan, footprint.plan.geometry
     return {
         "stock_bytes": geometry.stock_bytes,
@@ -169,6 +171,8 @@ def _cache(footprint: Footprint) -> dict[str, int]:
         "nominal_bytes": plan.nominal_bytes,
         "peak_bytes": plan.peak_bytes,
         "scratch_bytes": plan.scratch_bytes,
+        "codec": plan.codec,
+        "coded_from": plan.coded_from,
     }
 
 
@@ -223,6 +227,8 @@ def _print_text(output: Output, question: _Question, footprint: Footprint, rows:
     _line(output, "cache, stock", geometry.stock_bytes, "what the published code holds")
     _line(output, "cache, lossless", geometry.lossless_bytes, "exact, this library; 100% of a budget")
     _line(output, "cache, kept", plan.nominal_bytes, f"{question.policy.name}, between segments")
+    if question.policy.codec != "none":
+        output.say(f"{'':<17} {'':>9}  {_coded(plan)}")
     paper = plan.nominal_in(CONVENTIONS["scalekv"])
     _line(output, "  as papers count", paper, "float32 keys, 16-bit values (ScaleKV's tables)")
     _line(output, "cache, peak", plan.peak_bytes, f"with scratch of up to {format_bytes(plan.scratch_bytes)}")
@@ -236,6 +242,14 @@ def _print_text(output: Output, question: _Question, footprint: Footprint, rows:
     if rows:
         output.say()
         _print_table(output, question, rows)
+
+
+def _coded(plan: CachePlan) -> str:
+    """From when on history is coded."""
+    last = len(plan.geometry.schedule) - 1
+    if plan.coded_from is None:
+        return "everything fits, so that nothing is coded"
+    return f"in {plan.codec} from segment {plan.coded_from} of 0 to {last} on, exact before"
 
 
 def _line(output: Output, name: str, size: int, remark: str) -> None:

@@ -99,6 +99,8 @@ class Batch:
             "measured_peak_bytes": report.measured_peak_bytes,
             "tokens": plan.mean_tokens,
             "attention_flops": plan.attention_flops,
+            "codec": report.codec,
+            "coded_from": report.coded_from,
             "segment_bytes": list(report.segment_bytes),
             "tokens_per_layer": list(report.tokens_per_layer),
             "seconds": report.seconds,

@@ -2,6 +2,7 @@
 
 from scalekv.planning.budget import Budget, BudgetLike
 from scalekv.planning.choice import ProfileLike, choose_profile, read_profile, resolve_profile
+from scalekv.planning.codecs import VECTOR_CODECS, Codec, VectorCodec
 from scalekv.planning.geometry import CONVENTIONS, CacheGeometry, Convention
 from scalekv.planning.plan import CachePlan, HeadGroup, Moment
 from scalekv.planning.profile import Profile
@@ -10,10 +11,12 @@ from scalekv.planning.units import format_bytes, parse_bytes
 
 __all__ = [
     "CONVENTIONS",
+    "VECTOR_CODECS",
     "Budget",
     "BudgetLike",
     "CacheGeometry",
     "CachePlan",
+    "Codec",
     "Convention",
     "HeadGroup",
     "Moment",
@@ -21,6 +24,7 @@ __all__ = [
     "ProfileLike",
     "Schedule",
     "Segment",
+    "VectorCodec",
     "choose_profile",
     "format_bytes",
     "parse_bytes",

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from scalekv.planning.codecs import Codec
+from scalekv.planning.coding import coded_working_bytes
 from scalekv.planning.geometry import CacheGeometry, Convention
 from scalekv.planning.profile import Profile
 
@@ -44,6 +46,8 @@ class HeadGroup:
         sources: for every segment, the earlier segments that are held whole, for policies that drop whole segments;
             ``None`` for policies that score tokens.
         role: what the policy calls these heads (``"contextual"``), for people and for its own scoring.
+        codec: how history is held from segment ``coded_from`` on; ``None`` for the compute dtype throughout.
+        coded_from: first segment whose history is coded, at least 1; what is coded stays coded.
     """
 
     heads: tuple[int, ...]
@@ -51,6 +55,8 @@ class HeadGroup:
     attended: tuple[int, ...] | None = None
     sources: tuple[tuple[int, ...], ...] | None = None
     role: str = ""
+    codec: Codec | None = None
+    coded_from: int = 1
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,8 @@ class CachePlan:
                 raise ValueError("the head groups of a layer must partition its heads")
             for group in groups:
                 lists = (group.capacity, group.attended, group.sources)
+                if group.codec is not None and group.coded_from < 1:
+                    raise ValueError(f"nothing is held to be coded at segment {group.coded_from}")
                 if lists not in checked:
                     self._check_capacity(group.capacity)
                     self._check_attended(group)
@@ -154,8 +162,42 @@ class CachePlan:
 
     @property
     def head_token_bytes(self) -> int:
-        """Bytes one kept token takes in one head, over all rows, its marks included."""
+        """Bytes one kept token takes in one head, over all rows, its marks included, in the compute dtype."""
         return self.geometry.head_token_bytes + self.geometry.rows * self.mark_bytes
+
+    def holds_coded(self, group: HeadGroup, segment: int) -> bool:
+        """Whether history of ``group`` for ``segment`` is held in its codec."""
+        return group.codec is not None and segment >= group.coded_from
+
+    def reads_coded(self, group: HeadGroup, segment: int) -> bool:
+        """Whether ``group`` has coded history to decode at ``segment``."""
+        return group.capacity[segment] > 0 and self.holds_coded(group, segment)
+
+    def codes(self, group: HeadGroup, segment: int) -> bool:
+        """Whether ``group`` reads coded history at ``segment``, or encodes what it carries on."""
+        encodes = self.carried(group, segment) > 0 and self.holds_coded(group, segment + 1)
+        return encodes or self.reads_coded(group, segment)
+
+    @cached_property
+    def coded_from(self) -> int | None:
+        """The first segment whose history is coded in some head; ``None`` if nothing ever is."""
+        last = len(self.geometry.schedule) - 1
+        starts = [
+            group.coded_from
+            for groups in self.layers
+            for group in groups
+            if group.codec is not None and group.coded_from <= last
+        ]
+        return min(starts, default=None)
+
+    @cached_property
+    def codec(self) -> str:
+        """How history is held in the end: ``"none"``, ``"int8"``, ``"int8/int4"``; several if head groups differ."""
+        last = len(self.geometry.schedule) - 1
+        names = {
+            str(group.codec) if self.holds_coded(group, last) else "none" for groups in self.layers for group in groups
+        }
+        return ", ".join(sorted(names))
 
     def candidates(self, group: HeadGroup, segment: int) -> int:
         """Tokens that ``group`` has at ``segment``: its history and the segment itself."""
@@ -192,7 +234,11 @@ class CachePlan:
         """Bytes of history that ``group`` holds for ``segment``; 0 past the last segment."""
         if segment >= len(group.capacity):
             return 0
-        return len(group.heads) * group.capacity[segment] * self.head_token_bytes
+        token = self.head_token_bytes
+        if group.codec is not None and segment >= group.coded_from:
+            vectors = group.codec.token_bytes(self.geometry.head_dim, self.geometry.element_bytes)
+            token = self.geometry.rows * (vectors + self.mark_bytes)
+        return len(group.heads) * group.capacity[segment] * token
 
     def layer_bytes(self, layer: int, segment: int) -> int:
         """Bytes of history that ``layer`` holds for ``segment``; 0 past the last segment."""
@@ -223,13 +269,13 @@ class CachePlan:
         return max(moment.peak - min(moment.before, moment.after) for moment in self.moments())
 
     def nominal_in(self, convention: Convention) -> int:
-        """``nominal_bytes`` as a paper counts them.
+        """The tokens that are held where most are, as a paper counts their bytes; codecs are not counted.
 
         Args:
             convention: the bytes of a key and a value element, and whether the last segment's tokens are added.
         """
         schedule, elements = self.geometry.schedule, self.geometry.head_dim * self.geometry.rows
-        held = self.nominal_bytes // self.head_token_bytes
+        held = self._most_slots
         if convention.last_segment:
             held += self.geometry.layers * self.geometry.heads * schedule[len(schedule) - 1].tokens
         return elements * held * (convention.key_bytes + convention.value_bytes)
@@ -251,25 +297,34 @@ class CachePlan:
         )
         return 4 * self.geometry.head_dim * self.geometry.rows * pairs
 
-    @cached_property
+    @property
     def mean_tokens(self) -> float:
         """Tokens per head and layer at the boundary where most is held."""
-        schedule, layers = self.geometry.schedule, range(self.geometry.layers)
-        totals = (sum(self.layer_tokens(layer, index) for layer in layers) for index in range(len(schedule)))
-        return max(totals) / self.geometry.layers
+        return self._most_slots / self.geometry.heads / self.geometry.layers
+
+    @cached_property
+    def _most_slots(self) -> int:
+        """Tokens of all heads of all layers at the boundary where most are held."""
+        groups = [group for layer in self.layers for group in layer]
+        segments = range(len(self.geometry.schedule))
+        return max(sum(len(group.heads) * group.capacity[segment] for group in groups) for segment in segments)
 
     def moments(self) -> Iterator[Moment]:
         """Every (segment, layer) moment in the order of execution."""
-        held = 0
         for segment in range(len(self.geometry.schedule)):
-            for layer, groups in enumerate(self.layers):
-                before, peak = held, held
-                for group in groups:
-                    now, later = self.group_bytes(group, segment), self.group_bytes(group, segment + 1)
-                    peak = max(peak, held - now + self.working_bytes(group, segment))
-                    held += later - now
-                peak += self.observed_bytes(segment)
-                yield Moment(segment, layer, before, max(peak, held), held)
+            yield from self.segment_moments(segment)
+
+    def segment_moments(self, segment: int) -> Iterator[Moment]:
+        """The moments of one segment, layer by layer."""
+        held = self.held_bytes(segment)
+        for layer, groups in enumerate(self.layers):
+            before, peak = held, held
+            for group in groups:
+                now, later = self.group_bytes(group, segment), self.group_bytes(group, segment + 1)
+                peak = max(peak, held - now + self.working_bytes(group, segment))
+                held += later - now
+            peak += self.observed_bytes(segment)
+            yield Moment(segment, layer, before, max(peak, held), held)
 
     def observed_bytes(self, segment: int) -> int:
         """Bytes of the observation queries of one layer, set aside while it works on ``segment``.
@@ -296,6 +351,8 @@ class CachePlan:
         survivors are copied out one after the other too, so that at most half of a second copy ever exists. Where
         fewer tokens are attended than carried, or others, both halves of what is attended are a copy for a while.
         """
+        if self.codes(group, segment):
+            return coded_working_bytes(self, group, segment)
         held, candidates = group.capacity[segment], self.candidates(group, segment)
         kept, attended = self.carried(group, segment), self.attended(group, segment)
         if not held and not kept and attended == candidates:
@@ -341,15 +398,16 @@ class CachePlan:
         attended, kept = self.attended(group, segment), self.carried(group, segment)
         return attended < self.candidates(group, segment) and kept not in (0, attended)
 
-    def scored_rows(self, heads: int, candidates: int) -> int:
-        """Rows of ``heads`` heads that are scored together; a strict plan scores one by one."""
+    def scored_rows(self, heads: int, candidates: int, rows: int | None = None) -> int:
+        """Rows of ``heads`` heads, of ``rows`` or of all, that are scored together; a strict plan scores one by one."""
         if self.strict:
             return 1
-        return min(self.geometry.rows, max(1, SCORING_LIMIT // self._row_bytes(heads, candidates)))
+        most = self.geometry.rows if rows is None else rows
+        return min(most, max(1, SCORING_LIMIT // self._row_bytes(heads, candidates)))
 
-    def choosing_bytes(self, heads: int, candidates: int) -> int:
+    def choosing_bytes(self, heads: int, candidates: int, rows: int | None = None) -> int:
         """Scratch for scoring ``candidates`` tokens of ``heads`` heads and choosing the survivors."""
-        return self.scored_rows(heads, candidates) * self._row_bytes(heads, candidates)
+        return self.scored_rows(heads, candidates, rows) * self._row_bytes(heads, candidates)
 
     def _row_bytes(self, heads: int, candidates: int) -> int:
         queries = min(max(self.observation, default=0), QUERY_BLOCK)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from scalekv.errors import BudgetError
@@ -12,13 +12,14 @@ from scalekv.planning import (
     BudgetLike,
     CacheGeometry,
     CachePlan,
+    Codec,
     Profile,
     Schedule,
     Segment,
     format_bytes,
 )
 from scalekv.policies.checks import check_choice, check_flag
-from scalekv.policies.layers import Layers, bounded, dropped_before
+from scalekv.policies.layers import Layers, bounded, coded, dropped_before
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,11 +78,15 @@ class Policy(ABC):
         timing: ``"after"`` attends to all candidates and then drops; ``"before"`` drops first, so that attention is
             cheaper too, and tokens of the current segment may go before they were ever attended. At the last segment
             ``"before"`` attends to as many as the heads ever hold.
+        codec: how history is held from the first boundary on at which it would not fit the budget in the compute
+            dtype: ``"none"``, ``"int8"``, ``"int6"``, ``"int4"``, ``"fp8"``, or keys and values apart,
+            ``"int8/int4"``. The same bytes hold more tokens then.
     """
 
     budget: BudgetLike = "10%"
     strict: bool = False
     timing: Literal["after", "before"] = "after"
+    codec: str = "none"
 
     name: ClassVar[str]
     source: ClassVar[str]
@@ -94,6 +99,7 @@ class Policy(ABC):
         Budget.parse(self.budget)
         check_flag("strict", self.strict)
         check_choice("timing", self.timing, ("after", "before"))
+        Codec.parse(self.codec)
 
     @abstractmethod
     def allocate(self, geometry: CacheGeometry, slots: int, profile: Profile | None) -> Layers:
@@ -150,10 +156,12 @@ class Policy(ABC):
 
         Raises:
             BudgetError: nothing fits the budget; names the smallest feasible one.
+            InvalidInput: the codec does not suit the heads of the model.
             ProfileError: the profile is for another model or schedule.
         """
         if profile is not None:
             profile.check(geometry)
+        Codec.parse(self.codec).check(geometry.head_dim, geometry.element_bytes)
         limit = Budget.parse(self.budget).bytes_for(geometry)
         build = _PlanBuilder(self, geometry, profile)
         plan = build.strict(limit) if self.strict else build.nominal(limit)
@@ -177,13 +185,20 @@ class _PlanBuilder:
 
     def __init__(self, policy: Policy, geometry: CacheGeometry, profile: Profile | None) -> None:
         self.policy, self.geometry, self.profile = policy, geometry, profile
+        self.codec = Codec.parse(policy.codec)
         self.origin_bytes = 4 if policy.tracks_origin else 0
         self.memory_bytes = 4 if policy.remembers else 0
-        self.slot_bytes = geometry.head_token_bytes + geometry.rows * (self.origin_bytes + self.memory_bytes)
+        vectors = self.codec.token_bytes(geometry.head_dim, geometry.element_bytes)
+        self.slot_bytes = geometry.rows * (vectors + self.origin_bytes + self.memory_bytes)
         self.all_slots = geometry.layers * geometry.heads * geometry.schedule.history_tokens
         self.fewest = min(policy.fewest_slots(geometry), self.all_slots)
 
     def _plan(self, slots: int, limit: int) -> CachePlan:
+        plan = self._exact(slots, limit)
+        everything = limit >= self.geometry.lossless_bytes and not self.policy.strict
+        return plan if self.codec.exact or everything else self._coded_late(plan)
+
+    def _exact(self, slots: int, limit: int) -> CachePlan:
         layers = self.policy.allocate(self.geometry, slots, self.profile)
         if self.policy.bounded:
             layers = bounded(layers, slots)
@@ -201,6 +216,28 @@ class _PlanBuilder:
             observation=tuple(len(self.policy.observation(segment)) for segment in self.geometry.schedule),
             profile=self.profile,
         )
+
+    def _coded_late(self, plan: CachePlan) -> CachePlan:
+        """``plan`` with its history coded from the latest boundary on with which what comes before fits the limit."""
+        over = (segment for segment in range(len(self.geometry.schedule)) if not self._fits(plan, segment))
+        first = next(over, None)
+        if first is None:
+            return plan
+        for start in range(first + 1, 1, -1):
+            candidate = self._coded_from(plan, start)
+            if self._fits(candidate, start - 1):
+                return candidate
+        return self._coded_from(plan, 1)
+
+    def _coded_from(self, plan: CachePlan, start: int) -> CachePlan:
+        return replace(plan, layers=coded(plan.layers, self.codec, start))
+
+    def _fits(self, plan: CachePlan, segment: int) -> bool:
+        """Whether the limit holds during ``segment`` and after it, in the way that the policy promises."""
+        if not (self.policy.bounded or self.policy.strict):
+            return plan.held_bytes(segment + 1) <= plan.limit_bytes
+        moments = plan.segment_moments(segment)
+        return all((moment.peak if plan.strict else moment.after) <= plan.limit_bytes for moment in moments)
 
     def _slots(self, limit: int) -> int:
         """Slots that ``limit`` bytes hold; a limit of 100 % means every token, origin marks or not."""
@@ -228,4 +265,7 @@ class _PlanBuilder:
         """The smallest feasible budget in bytes."""
         if not self.policy.strict:
             return min(self.fewest * self.slot_bytes, self.geometry.lossless_bytes)
-        return self._plan(self.fewest, 0).peak_bytes
+        plan = self._exact(self.fewest, 0)
+        if self.codec.exact:
+            return plan.peak_bytes
+        return min(self._coded_from(plan, start).peak_bytes for start in range(1, len(self.geometry.schedule) + 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from scalekv.planning import CacheGeometry, HeadGroup, Schedule
+from scalekv.planning import CacheGeometry, Codec, HeadGroup, Schedule
 
 Layers = tuple[tuple[HeadGroup, ...], ...]
 
@@ -98,6 +98,11 @@ def _take(groups: Sequence[HeadGroup], held: list[list[int]], segment: int, firs
         held[index][segment] -= tokens
         taken += tokens * len(groups[index].heads)
     return taken
+
+
+def coded(layers: Layers, codec: Codec, start: int) -> Layers:
+    """The same groups with history held in ``codec`` from segment ``start`` on."""
+    return tuple(tuple(replace(group, codec=codec, coded_from=start) for group in groups) for groups in layers)
 
 
 def dropped_before(layers: Layers, schedule: Schedule) -> Layers:

@@ -1,0 +1,258 @@
+"""Keys and values as bytes and back. Shapes are ``(rows, heads, tokens, head_dim)``, coded ``(..., bytes)`` of uint8.
+
+Every vector is coded by itself, whatever stands beside it: a prompt in a batch gets the bytes it gets alone. Integers
+[ours]: a vector is turned by a Hadamard matrix with fixed random signs, which spreads channels that stick out over all
+(QuaRot, arXiv 2404.00456), then rounded to levels between its own minimum and maximum (as KIVI, arXiv 2402.02750, does
+with values). Both products with the matrix are sums of whole numbers that float32 holds exactly, so that they do not
+depend on the order of summation, hence not on the batch or the block: a vector is scaled to 16-bit integers before it
+is turned, and codes are turned back before they are scaled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from scalekv.planning.codecs import VectorCodec
+
+FIXED = 2.0**15
+"""The largest number of a vector before it is turned."""
+
+SMALLEST = 1e-30
+"""A vector whose numbers are all below this is held as zeros."""
+
+TRIMMED = {4: 0.95}
+"""By bits, the part of the range from minimum to maximum that levels cover, where all of it is not best; what is cut
+off is less than half a level."""
+
+FP8_LARGEST = 448.0
+_FP8 = torch.float8_e4m3fn
+
+
+@lru_cache(maxsize=16)
+def rotation(head_dim: int, device: torch.device) -> Tensor:
+    """The turn of a coded vector, ``(head_dim, head_dim)`` of -1, 0 and 1: Hadamard blocks with signs by channel.
+
+    Blocks are as wide as the largest power of two that divides ``head_dim``. Kept for the process, as weights are.
+    """
+    width = rotation_width(head_dim)
+    block = torch.ones(1, 1)
+    while len(block) < width:
+        block = torch.cat([torch.cat([block, block], 1), torch.cat([block, -block], 1)])
+    signs = torch.randint(0, 2, (head_dim,), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    turn: Tensor = torch.block_diag(*[block] * (head_dim // width))
+    return (turn * signs).to(device)
+
+
+def rotation_width(head_dim: int) -> int:
+    """Channels that are mixed with each other."""
+    return head_dim & -head_dim
+
+
+def encode(codec: VectorCodec, source: Tensor, out: Tensor) -> None:
+    """Code vectors.
+
+    Args:
+        codec: of these.
+        source: ``(..., head_dim)`` of a floating-point dtype.
+        out: ``(..., bytes)`` uint8, is written.
+    """
+    if codec.exact:
+        out.copy_(source.contiguous().view(torch.uint8))
+    elif codec.name == "fp8":
+        _encode_fp8(source, out)
+    else:
+        _encode_integers(codec, source, out)
+
+
+def decode(codec: VectorCodec, packed: Tensor, out: Tensor) -> None:
+    """Turn coded vectors back into numbers.
+
+    Args:
+        codec: they were coded with.
+        packed: ``(..., bytes)`` uint8.
+        out: ``(..., head_dim)`` of the dtype that was coded, is written.
+    """
+    if codec.exact:
+        out.copy_(packed.view(out.dtype))
+        return
+    numbers = _decode_fp8(packed) if codec.name == "fp8" else _decode_integers(codec, packed, out.shape[-1])
+    if out.dtype == torch.float16:
+        numbers.clamp_(-torch.finfo(torch.float16).max, torch.finfo(torch.float16).max)
+    out.copy_(numbers)
+
+
+def _encode_integers(codec: VectorCodec, source: Tensor, out: Tensor) -> None:
+    head_dim, levels = source.shape[-1], 2**codec.bits - 1
+    largest = _largest(source)
+    unit = largest / (FIXED * math.sqrt(rotation_width(head_dim)))
+    turned = _turned(source, largest)
+    low, high = turned.amin(-1, keepdim=True), turned.amax(-1, keepdim=True)
+    margin = (high - low) * ((1 - TRIMMED.get(codec.bits, 1.0)) / 2)
+    low, high = low + margin, high - margin
+    minimum = _below(low * unit)
+    low = _over(minimum, unit)
+    scale = _above((high - low) * unit / levels)
+    turned.sub_(low).mul_(_over(unit, scale)).round_().clamp_(0, levels)
+    out[..., : codec.header] = torch.cat([scale, minimum], -1).bfloat16().view(torch.uint8)
+    _pack(codec.bits, turned.to(torch.uint8), out[..., codec.header :])
+
+
+def _turned(source: Tensor, largest: Tensor) -> Tensor:
+    """Vectors as whole numbers up to ``FIXED``, turned."""
+    whole = source.float() * _over(torch.full_like(largest, FIXED), largest)
+    return whole.round_() @ rotation(source.shape[-1], source.device).mT
+
+
+def _decode_integers(codec: VectorCodec, packed: Tensor, head_dim: int) -> Tensor:
+    width, turn = rotation_width(head_dim), rotation(head_dim, packed.device)
+    scale, minimum = _header(packed, codec.header).unbind(-1)
+    codes = torch.empty((*packed.shape[:-1], head_dim), dtype=torch.float32, device=packed.device)
+    _unpack(codec.bits, packed[..., codec.header :], codes)
+    numbers = codes @ turn
+    numbers *= (scale / math.sqrt(width))[..., None]
+    firsts = numbers[..., ::width]
+    firsts += (minimum * math.sqrt(width))[..., None] * turn.diagonal()[::width]
+    return numbers
+
+
+def _encode_fp8(source: Tensor, out: Tensor) -> None:
+    scale = _above(_largest(source) / FP8_LARGEST)
+    numbers = source.float() * _over(torch.ones_like(scale), scale)
+    out[..., :2] = scale.bfloat16().view(torch.uint8)
+    out[..., 2:] = numbers.clamp_(-FP8_LARGEST, FP8_LARGEST).to(_FP8).view(torch.uint8)
+
+
+def _decode_fp8(packed: Tensor) -> Tensor:
+    return packed[..., 2:].view(_FP8).float().mul_(_header(packed, 2))
+
+
+def _header(packed: Tensor, size: int) -> Tensor:
+    return packed[..., :size].contiguous().view(torch.bfloat16).float()
+
+
+def _largest(source: Tensor) -> Tensor:
+    """The largest magnitude of each vector, 0 where it is next to nothing: ``(..., 1)`` float32."""
+    largest = torch.maximum(source.amax(-1, keepdim=True), source.amin(-1, keepdim=True).neg_()).float()
+    return largest.masked_fill_(largest < SMALLEST, 0.0)
+
+
+def _over(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """A quotient, 0 where nothing is divided by."""
+    return torch.where(denominator == 0, 0.0, numerator / denominator)
+
+
+def _above(number: Tensor) -> Tensor:
+    """A bfloat16 number not below one that is not negative, in float32."""
+    return (number * (1 + 2.0**-8)).bfloat16().float()
+
+
+def _below(number: Tensor) -> Tensor:
+    """A bfloat16 number not above this one, in float32."""
+    return (number - number.abs() * 2.0**-8).bfloat16().float()
+
+
+def _pack(bits: int, codes: Tensor, out: Tensor) -> None:
+    """Write codes ``(..., head_dim)`` as bytes ``(..., head_dim * bits / 8)``: a half of the channels beside the other.
+
+    Six bits: the last quarter of the channels is spread over the upper two bits of the three others.
+    """
+    if bits == 8:
+        out.copy_(codes)
+    elif bits == 4:
+        first, second = codes.chunk(2, -1)
+        torch.bitwise_or(first, second << 4, out=out)
+    else:
+        *quarters, last = codes.chunk(4, -1)
+        for place, (quarter, target) in enumerate(zip(quarters, out.chunk(3, -1), strict=True)):
+            torch.bitwise_or(quarter, (last >> (2 * place)) << 6, out=target)
+
+
+def _unpack(bits: int, packed: Tensor, out: Tensor) -> None:
+    """Undo :func:`_pack` into ``out``, ``(..., head_dim)`` of any dtype."""
+    if bits == 8:
+        out.copy_(packed)
+    elif bits == 4:
+        first, second = out.chunk(2, -1)
+        first.copy_(packed & 15)
+        second.copy_(packed >> 4)
+    else:
+        *quarters, last = out.chunk(4, -1)
+        upper = torch.zeros_like(packed[..., : last.shape[-1]])
+        for place, (quarter, source) in enumerate(zip(quarters, packed.chunk(3, -1), strict=True)):
+            quarter.copy_(source & 63)
+            upper |= (source >> 6) << (2 * place)
+        last.copy_(upper)
+
+
+def blocks(tokens: int, step: int) -> Iterator[slice]:
+    """Slices of ``step`` tokens."""
+    for start in range(0, tokens, step):
+        yield slice(start, min(start + step, tokens))
+
+
+def decode_tokens(codec: VectorCodec, packed: Tensor, out: Tensor, step: int) -> None:
+    """Decode ``step`` tokens at a time.
+
+    Args:
+        codec: they were coded with.
+        packed: ``(rows, heads, tokens, bytes)``.
+        out: ``(rows, heads, tokens, head_dim)``, is written.
+        step: tokens.
+    """
+    for block in blocks(packed.shape[2], step):
+        decode(codec, packed[:, :, block], out[:, :, block])
+
+
+def carry_ranges(
+    codec: VectorCodec, old: Tensor | None, new: Tensor, ranges: Iterable[tuple[int, int]], out: Tensor, step: int
+) -> None:
+    """Carry on runs of candidates: history as it is stored, what is new encoded ``step`` tokens at a time.
+
+    Args:
+        codec: of the history.
+        old: coded history ``(rows, heads, held, bytes)``, the first candidates; ``None`` if there is none.
+        new: the other candidates ``(rows, heads, tokens, head_dim)``.
+        ranges: first candidate and the one after the last, of each run.
+        out: ``(rows, heads, kept, bytes)``, is written.
+        step: tokens.
+    """
+    held, done = 0 if old is None else old.shape[2], 0
+    for start, stop in ranges:
+        middle = min(max(start, held), stop)
+        if old is not None and start < middle:
+            out[:, :, done : done + middle - start] = old[:, :, start:middle]
+        target = out[:, :, done + middle - start : done + stop - start]
+        source = new[:, :, middle - held : stop - held]
+        for block in blocks(stop - middle, step):
+            encode(codec, source[:, :, block], target[:, :, block])
+        done += stop - start
+
+
+def carry_chosen(codec: VectorCodec, old: Tensor | None, new: Tensor, chosen: Tensor, out: Tensor, step: int) -> None:
+    """Carry on chosen candidates: history as it is stored, what is new encoded, ``step`` tokens at a time.
+
+    Args:
+        codec: of the history.
+        old: coded history ``(rows, heads, held, bytes)``, the first candidates; ``None`` if there is none.
+        new: the other candidates ``(rows, heads, tokens, head_dim)``.
+        chosen: ``(rows, heads, kept)`` candidates, ascending.
+        out: ``(rows, heads, kept, bytes)``, is written.
+        step: tokens.
+    """
+    held = 0 if old is None else old.shape[2]
+    for block in blocks(chosen.shape[2], step):
+        index, target = chosen[:, :, block], out[:, :, block]
+        encode(codec, _picked(new, (index - held).clamp_(min=0)), target)
+        if old is not None:
+            stored = _picked(old, index.clamp(max=held - 1))
+            target.copy_(torch.where((index < held)[..., None], stored, target))
+
+
+def _picked(source: Tensor, index: Tensor) -> Tensor:
+    """The tokens ``index``, ``(rows, heads, n)``, of ``source``, ``(rows, heads, tokens, channels)``."""
+    return source.gather(2, index[..., None].expand(*index.shape, source.shape[-1]))
