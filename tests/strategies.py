@@ -15,6 +15,7 @@ from scalekv.policies import (
     CAKE,
     H2O,
     AdaKV,
+    Bytewise,
     Hack,
     HackPP,
     HeatKV,
@@ -121,6 +122,12 @@ def _language_model_baselines() -> st.SearchStrategy[Policy]:
         st.builds(PyramidKV, **snap, beta=st.floats(1, 40)),
         st.builds(CAKE, **snap, tau1=st.floats(0.1, 10), tau2=st.floats(0.1, 10)),
         st.builds(AdaKV, **snap, alpha=share, groups=st.integers(1, 3)),
+        st.builds(
+            Bytewise,
+            timing=times,
+            queries=st.sampled_from(["uniform:64", "uniform:5", "all"]),
+            importance=st.sampled_from(["damage", "attention"]),
+        ),
         st.builds(H2O, timing=times, recent_fraction=share, per_query=st.booleans()),
     )
 

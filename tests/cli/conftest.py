@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from scalekv.cli.app import app
 from scalekv.planning import Profile, Schedule
 
 Run = Callable[..., Result]
+
+DRAWING = ("generate", "compare", "evaluate", "calibrate")
+"""Commands that draw with the built-in model if none is named; tests take a smaller one."""
 
 
 @pytest.fixture
@@ -48,7 +52,9 @@ def run(folder: Path) -> Run:
     """Run the command line; an unexpected exception fails the test."""
 
     def call(*words: str) -> Result:
-        return CliRunner().invoke(app, list(words), catch_exceptions=False)
+        quick = words and words[0] in DRAWING and "SCALEKV_MODEL" not in os.environ
+        env = {"SCALEKV_MODEL": "tiny-random"} if quick else None
+        return CliRunner().invoke(app, list(words), catch_exceptions=False, env=env)
 
     return call
 

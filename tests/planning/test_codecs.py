@@ -84,7 +84,7 @@ def test_full_in_a_codec_holds_everything_in_less():
         Full("50%", codec="int8").plan(INFINITY)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", [name for name in POLICIES if name != "bytewise"])
 def test_none_changes_nothing(name):
     profile = Profile.builtin("infinity-2b") if name == "scalekv" else None
     budget = "100%" if name == "full" else "10%"

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "cache"))
 from driving import run, tensors
 
 from scalekv.cache.selection import survivors
-from scalekv.errors import InvalidInput, ProfileError
+from scalekv.errors import BudgetError, InvalidInput, ProfileError
 from scalekv.planning import CacheGeometry, Profile, Schedule
 from scalekv.planning.curves import curve_ranks
 from scalekv.policies import CAKE, H2O, AdaKV, Observation, PyramidKV, SelectionView, SlidingWindow, SnapKV, make_policy
@@ -351,6 +351,15 @@ def test_methods_that_need_a_profile_say_so(policy):
         warnings.simplefilter("error")
         for profile in (None, empty):
             assert replace(policy, budget="100%").plan(GEOMETRY, profile).nominal_bytes == GEOMETRY.lossless_bytes
+
+
+def test_a_strict_plan_that_drops_nothing_is_found():
+    geometry = CacheGeometry(1, 1, 4, Schedule.from_shapes([(1, 3), (1, 1)]), element_bytes=4, guidance=1)
+    whole = SnapKV(budget="100%").plan(geometry)
+    plan = SnapKV(budget=whole.peak_bytes, strict=True).plan(geometry)
+    assert plan.nominal_bytes == geometry.lossless_bytes
+    with pytest.raises(BudgetError, match=f"smallest feasible .* is {whole.peak_bytes} B"):
+        SnapKV(budget=whole.peak_bytes - 1, strict=True).plan(geometry)
 
 
 @settings(max_examples=30)

@@ -20,8 +20,10 @@ from scalekv.cli.export import export
 from scalekv.cli.generate import generate
 from scalekv.cli.info import info
 from scalekv.cli.methods import methods
-from scalekv.cli.output import Interrupted, report
+from scalekv.cli.output import Interrupted
+from scalekv.cli.output import report as report_error
 from scalekv.cli.plan import plan
+from scalekv.cli.report import report
 from scalekv.cli.stability import stability
 
 HELP_WIDTH = 78
@@ -52,7 +54,7 @@ class Commands(TyperGroup):
         try:
             code = super().main(words, prog_name, **extra)
         except Exception as error:
-            sys.exit(report(error, "--json" in words))
+            sys.exit(report_error(error, "--json" in words))
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -94,7 +96,20 @@ def scalekv(
         typer.echo(context.get_help())
 
 
-for _command in (generate, compare, evaluate, export, plan, calibrate, stability, convert, info, methods, env):
+for _command in (
+    generate,
+    compare,
+    evaluate,
+    report,
+    export,
+    plan,
+    calibrate,
+    stability,
+    convert,
+    info,
+    methods,
+    env,
+):
     app.command()(_command)
 
 

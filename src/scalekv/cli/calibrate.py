@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from scalekv.cli.files import check_profile_file, read_prompts
-from scalekv.cli.loading import TINY, check_model, open_model
+from scalekv.cli.loading import SCENES, check_model, open_model
 from scalekv.cli.options import (
     SAMPLING,
     Aspect,
@@ -40,7 +40,7 @@ def calibrate(
         Path, typer.Argument(metavar="PROMPTS", help="Text file, one prompt (or class) per line; 10 do.")
     ],
     out: Annotated[Path, option("--out", "-o", metavar="FILE", help="The profile, a .json name.")],
-    model: Model = TINY,
+    model: Model = SCENES,
     name: Annotated[
         str | None,
         option("--name", metavar="NAME", help="Model name in the profile. Default that of --add-to, or the model's."),

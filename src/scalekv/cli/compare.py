@@ -11,7 +11,7 @@ import typer
 from scalekv.cli.comparing import Comparison, Contest
 from scalekv.cli.drawing import Request, Run, budget_of, method_of
 from scalekv.cli.files import check_new_folder, expanded, picture_paths
-from scalekv.cli.loading import TINY, TINY_CLASSES, check_model, check_subject, open_model
+from scalekv.cli.loading import SCENES, TINY, TINY_CLASSES, check_model, check_subject, open_model
 from scalekv.cli.options import (
     CACHE,
     OUTPUT,
@@ -57,7 +57,7 @@ def compare(
         str | None,
         option("--class", metavar="CLASS", help="For VAR, instead of a prompt: an ImageNet class by number or name."),
     ] = None,
-    model: Model = TINY,
+    model: Model = SCENES,
     policies: Annotated[
         str,
         option(
@@ -111,7 +111,7 @@ def compare(
     sampling = sampling_from(guidance, temperature, top_k, top_p, negative)
     if class_name is not None:
         check_class_options(temperature=temperature, negative=negative, size=size, aspect=aspect)
-        model = TINY_CLASSES if model == TINY else model
+        model = TINY_CLASSES if model in (SCENES, TINY) else model
     (sheet,) = picture_paths(out, [f"{SHEET_NAME} {subjects[0]}"], [number])
     folder = None if pictures is None else expanded(pictures)
     if folder is not None:

@@ -10,7 +10,7 @@ import typer
 
 from scalekv.cli.evaluating import Evaluation, Wanted
 from scalekv.cli.files import check_new_folder, expanded
-from scalekv.cli.loading import TINY, TINY_CLASSES, check_model, check_subject
+from scalekv.cli.loading import SCENES, TINY, TINY_CLASSES, check_model, check_subject
 from scalekv.cli.options import (
     CACHE,
     OUTPUT,
@@ -87,7 +87,7 @@ def evaluate(
             "reference and prompt. Repeat it for several.",
         ),
     ] = None,
-    model: Model = TINY,
+    model: Model = SCENES,
     policies: Annotated[
         str,
         option(
@@ -147,7 +147,7 @@ def evaluate(
         if prompts is not None:
             raise InvalidInput("Give --prompts or --classes, got both.")
         check_class_options(temperature=temperature, size=size, aspect=aspect)
-        model = TINY_CLASSES if model == TINY else model
+        model = TINY_CLASSES if model in (SCENES, TINY) else model
     check_model(model)
     check_subject(model, classes is not None, option="--classes")
     archives = None if npz is None else expanded(npz)

@@ -13,6 +13,9 @@ from scalekv.errors import InvalidInput, ProfileError
 from scalekv.planning import Profile
 
 NAME_LENGTH = 48
+REPORT_MARK = b'content="scalekv report"'
+"""What a page of ours has in its head."""
+
 _FIELDS = ("index", "seed", "prompt")
 
 
@@ -118,6 +121,18 @@ def check_profile_file(path: Path) -> None:
         raise InvalidInput(
             f"{picture} exists, and the map of {path} would replace it; move it away, or choose another --out."
         )
+
+
+def check_report_file(path: Path) -> None:
+    """Make sure that a report can be written to ``path``, and that it replaces no other page.
+
+    Raises:
+        InvalidInput: another suffix than ``.html``, a folder, a page that is no report, or a place that cannot be
+            written.
+    """
+    check_file(path, ".html")
+    if _mode(path) is not None and REPORT_MARK not in path.read_bytes()[:2000]:
+        raise InvalidInput(f"{path} exists and is no report of ours; move it away, or choose another --out.")
 
 
 def slug(text: str) -> str:

@@ -8,7 +8,7 @@ import typer
 
 from scalekv.cli.drawing import Request, Run
 from scalekv.cli.files import picture_paths
-from scalekv.cli.loading import TINY, TINY_CLASSES, check_model, check_subject, open_model
+from scalekv.cli.loading import SCENES, TINY, TINY_CLASSES, check_model, check_subject, open_model
 from scalekv.cli.options import (
     CACHE,
     OUTPUT,
@@ -53,7 +53,7 @@ def generate(
         list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw; several are one batch.")
     ] = None,
     classes: Classes = None,
-    model: Model = TINY,
+    model: Model = SCENES,
     budget: BudgetOption = None,
     policy: PolicyOption = "scalekv",
     strict: Strict = False,
@@ -100,7 +100,7 @@ def generate(
 
     One line says what the cache took. Every PNG
     carries its prompt, seed and settings. Without --model,
-    a tiny network with random weights draws.
+    the built-in model draws, which knows solids on a floor.
     """
     output = Output(json=json, quiet=quiet)
     wanted = PictureSize.parse(size, aspect)
@@ -109,7 +109,7 @@ def generate(
     sampling = sampling_from(guidance, temperature, top_k, top_p, negative)
     if classes:
         check_class_options(temperature=temperature, negative=negative, size=size, aspect=aspect)
-        model = TINY_CLASSES if model == TINY else model
+        model = TINY_CLASSES if model in (SCENES, TINY) else model
     name = dtype_from(dtype)
     texts, numbers = [text for text in prompts for _ in range(count)], range(number, number + len(prompts) * count)
     paths = picture_paths(out, texts, numbers, sheets=compare)

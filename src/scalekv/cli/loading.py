@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from scalekv.pipelines import InfinityPipeline
 
+SCENES = "scenes"
+"""The trained model in the package; what draws where no model is named."""
+
 TINY = "tiny-random"
 """A complete pipeline with random weights that needs no download."""
 

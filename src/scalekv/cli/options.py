@@ -136,7 +136,7 @@ Model = Annotated[
         "-m",
         env="MODEL",
         metavar="FOLDER",
-        help="Pipeline folder or hub name; tiny-random needs no download, but its weights are random.",
+        help="Pipeline folder or hub name; scenes is built in, tiny-random and tiny-random-var have random weights.",
     ),
 ]
 

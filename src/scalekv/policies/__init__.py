@@ -10,6 +10,7 @@ from scalekv.planning import BudgetLike
 from scalekv.policies.adakv import AdaKV
 from scalekv.policies.ams_kv import AMSKV
 from scalekv.policies.base import Policy, SelectionView
+from scalekv.policies.bytewise import Bytewise
 from scalekv.policies.cake import CAKE
 from scalekv.policies.full import Full
 from scalekv.policies.h2o import H2O
@@ -42,6 +43,7 @@ POLICIES: dict[str, type[Policy]] = {
         HackPP,
         HeatKV,
         AMSKV,
+        Bytewise,
     )
 }
 """Every method by name."""
@@ -89,6 +91,7 @@ __all__ = [
     "H2O",
     "POLICIES",
     "AdaKV",
+    "Bytewise",
     "Full",
     "Hack",
     "HackPP",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 from scalekv.planning import CacheGeometry, HeadGroup, Profile
@@ -91,26 +92,18 @@ class AdaKV(SnapKV):
 def grouped(quotas: Sequence[Sequence[int]], most: int) -> tuple[HeadGroup, ...]:
     """At most ``most`` groups of heads with like quotas, each with the mean of its heads, rounded down [ours].
 
-    In the order of their quotas over all segments, those neighbours are joined first whose quotas change least
-    (Ward's rule).
+    Heads in the order of their quotas over all segments are cut into parts of as equal a number as can be: what is
+    copied for one call of attention, beside the cache, is then as small as can be.
 
     Args:
         quotas: ``[head][segment]``.
         most: at least 1.
     """
-    total = [sum(quota) for quota in quotas]
-    clusters = [[head] for head in sorted(range(len(quotas)), key=lambda head: (total[head], head))]
-
-    def change(left: int) -> float:
-        one, other = clusters[left], clusters[left + 1]
-        gap = sum(total[head] for head in one) / len(one) - sum(total[head] for head in other) / len(other)
-        return gap * gap * len(one) * len(other) / (len(one) + len(other))
-
-    while len(clusters) > most:
-        left = min(range(len(clusters) - 1), key=change)
-        clusters[left : left + 2] = [clusters[left] + clusters[left + 1]]
+    order = sorted(range(len(quotas)), key=lambda head: (sum(quotas[head]), head))
+    parts = min(most, len(order))
+    edges = [part * len(order) // parts for part in range(parts + 1)]
     by_capacity: dict[tuple[int, ...], list[int]] = {}
-    for heads in clusters:
+    for heads in (order[start:end] for start, end in pairwise(edges)):
         columns = zip(*(quotas[head] for head in heads), strict=True)
         by_capacity.setdefault(tuple(sum(column) // len(heads) for column in columns), []).extend(heads)
     return tuple(HeadGroup(tuple(sorted(heads)), capacity) for capacity, heads in by_capacity.items())

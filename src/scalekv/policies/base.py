@@ -24,6 +24,8 @@ from scalekv.policies.layers import Layers, bounded, coded, dropped_before
 if TYPE_CHECKING:
     from torch import Tensor
 
+_TRIES = 500
+
 
 @dataclass(frozen=True)
 class SelectionView:
@@ -250,8 +252,14 @@ class _PlanBuilder:
         return self._plan(slots, limit) if slots >= self.fewest else None
 
     def strict(self, limit: int) -> CachePlan | None:
-        """The plan with most slots whose peak fits."""
+        """The plan with most slots whose peak fits.
+
+        Peaks grow with the slots, but for plans that keep or drop whole histories: these need no scratch to choose.
+        """
         best, low, high = None, self.fewest, self._slots(limit)
+        most = self._plan(high, limit) if high >= low else None
+        if most is not None and most.peak_bytes <= limit:
+            return most
         while low <= high:
             middle = (low + high + 1) // 2
             plan = self._plan(middle, limit)
@@ -259,7 +267,13 @@ class _PlanBuilder:
                 best, low = plan, middle + 1
             else:
                 high = middle - 1
-        return best
+        return best or self._strict_by_trying(limit)
+
+    def _strict_by_trying(self, limit: int) -> CachePlan | None:
+        """As `strict`, from plans of evenly spaced numbers of slots; of all numbers if there are few."""
+        step = max(1, (self._slots(limit) - self.fewest) // _TRIES)
+        plans = (self._plan(slots, limit) for slots in range(self._slots(limit), self.fewest - 1, -step))
+        return next((plan for plan in plans if plan.peak_bytes <= limit), None)
 
     def smallest(self) -> int:
         """The smallest feasible budget in bytes."""
@@ -267,5 +281,5 @@ class _PlanBuilder:
             return min(self.fewest * self.slot_bytes, self.geometry.lossless_bytes)
         plan = self._exact(self.fewest, 0)
         if self.codec.exact:
-            return plan.peak_bytes
+            return min(plan.peak_bytes, self._exact(self.all_slots, 0).peak_bytes)
         return min(self._coded_from(plan, start).peak_bytes for start in range(1, len(self.geometry.schedule) + 1))

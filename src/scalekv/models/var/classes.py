@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -107,5 +107,6 @@ def _near(word: str, names: ClassNames, limit: int = 5) -> str:
     pieces = {piece for name in known for piece in name.split()}
     similar = {word, *get_close_matches(word, pieces, n=1, cutoff=0.75)}
     inside = [name for name in known if word and similar & set(name.split())]
-    close = dict.fromkeys([*inside[:limit], *get_close_matches(word, known, n=limit, cutoff=0.7)])
-    return ", ".join(f"{name} ({known[name]})" for name in list(close)[:limit])
+    close = dict.fromkeys([*inside, *get_close_matches(word, known, n=limit, cutoff=0.7)])
+    ranked = sorted(close, key=lambda name: -SequenceMatcher(None, word, name).ratio())
+    return ", ".join(f"{name} ({known[name]})" for name in ranked[:limit])
