@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from parity import infinity_golden, var_golden
-from parity.golden import FAMILIES, left_out, named_folder
+from parity.golden import FAMILIES, family_of, left_out, named_folder
 
 LOADERS = {"infinity": infinity_golden.load_case, "var": var_golden.load_case}
 
@@ -17,13 +17,13 @@ LOADERS = {"infinity": infinity_golden.load_case, "var": var_golden.load_case}
 @pytest.fixture
 def case(folder: Path) -> Any:
     """The recorded case in ``folder``."""
-    return LOADERS[folder.parent.name](folder)
+    return LOADERS[str(family_of(folder))](folder)
 
 
 @pytest.fixture
 def note(folder: Path, record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Remembers what was checked of a case, for the summary."""
-    return lambda what: record_property("parity", (FAMILIES[folder.parent.name], folder.name, what))
+    return lambda what: record_property("parity", (FAMILIES[str(family_of(folder))], folder.name, what))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -53,4 +53,4 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         for case, checks in sorted(cases.items()):
             terminalreporter.write_line(f"  {case}: {'; '.join(checks)}")
     for name in (name for folder, name in FAMILIES.items() if left_out(folder)):
-        terminalreporter.write_line(f"parity: checked no {name} cases: {named_folder()} has no folder for them")
+        terminalreporter.write_line(f"parity: checked no {name} cases: {named_folder()} has none of them")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -23,18 +24,49 @@ def named_folder() -> Path | None:
 
 
 def golden_folder(family: str) -> Path:
-    """The recorded cases of ``family``: those of SCALEKV_GOLDEN, else the ones in the repository."""
-    return (named_folder() or BUNDLED) / family
+    """Where the cases of ``family`` are: in a folder of its name, or beside those of other families."""
+    root = named_folder() or BUNDLED
+    return root / family if any((root / name).is_dir() for name in FAMILIES) else root
 
 
 def left_out(family: str) -> bool:
     """Whether the named folder holds cases of another family and no folder at all for this one."""
-    return not golden_folder(family).exists() and any(golden_folder(other).is_dir() for other in FAMILIES)
+    absent = golden_folder(family).name != family or not golden_folder(family).exists()
+    return absent and not case_folders(family) and any(case_folders(other) for other in FAMILIES)
 
 
 def case_folders(family: str) -> list[Path]:
+    """All cases of ``family``: in its folder every folder, elsewhere those whose config.json is of this family."""
     folder = golden_folder(family)
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if (folder / "config.json").is_file():
+        return [folder] if family_of(folder) == family else []
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    shown = [path for path in inside if path.is_dir() and not path.name.startswith((".", "_"))]
+    return [path for path in shown if family_of(path) == family]
+
+
+def family_of(case: Path) -> str | None:
+    """The family of a case: the name of the folder around it, else what its config.json is about."""
+    if case.parent.name in FAMILIES:
+        return case.parent.name
+    try:
+        config = json.loads((case / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    if {"scale_schedule", "sampling"} & set(config):
+        return "infinity"
+    return "var" if {"patch_nums", "combos", "sample"} & set(config) else None
+
+
+def beyond(folder: Path, flags: Iterable[str], arrays: Iterable[str]) -> str:
+    """What a case holds that nobody here knows, for the summary; a bundled case must not hold any.
+
+    A flag with an effect shows in the numbers, which are compared all the same.
+    """
+    parts = {"flags nobody knows": sorted(flags), "arrays nobody checks": sorted(arrays)}
+    said = "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
+    assert not said or BUNDLED not in folder.parents, said
+    return said
 
 
 def recorded(folder: Path, prefix: str) -> bool:
@@ -53,7 +85,10 @@ def lender(folder: Path, file: str) -> Path:
         seen.append(folder)
         origin = json.loads((folder / "config.json").read_text()).get("weights_from")
         assert origin, f"{folder} lacks {file} and names no case to take it from"
-        folder = folder.parent / origin
+        places = [folder.parent / origin, BUNDLED / str(family_of(folder)) / origin]
+        found = [place for place in places if (place / "config.json").is_file()]
+        assert found, f"{folder} takes {file} from the case {origin!r}, which is neither beside it nor bundled"
+        folder = found[0]
         assert folder not in seen, f"{folder} borrows weights from itself"
     return folder
 

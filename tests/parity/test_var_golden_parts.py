@@ -30,7 +30,8 @@ def test_sampler_alone(case: Case, note: Note) -> None:
     sample, said = case.config["sample"], []
     generator = torch.Generator().manual_seed(sample["seed"])
     for scale, theirs in enumerate(case.tokens("ar")):
-        filtered = filter_logits(case.outputs[f"ar.logits_cfg.{scale}"], sample["top_k"], sample["top_p"])
+        logits = case.outputs[f"ar.logits_cfg.{scale}"]
+        filtered = filter_logits(logits, sample.get("top_k", 0), sample.get("top_p", 0.0))
         race = filtered.softmax(-1) / case.outputs[f"ar.noise.{scale}"]
         assert torch.equal(race.argmax(-1), theirs)
         if torch.backends.mkl.is_available():
@@ -46,7 +47,8 @@ def test_smooth_sampler_alone(case: Case, note: Note) -> None:
     schedule, total, worst = case.transformer.schedule, None, 0.0
     ramp = guidance_ramp(1.0, schedule)
     for step, grid in enumerate(case.grids):
-        filtered = filter_logits(case.outputs[f"smooth.logits_cfg.{step}"], sample["top_k"], sample["top_p"])
+        logits = case.outputs[f"smooth.logits_cfg.{step}"]
+        filtered = filter_logits(logits, sample.get("top_k", 0), sample.get("top_p", 0.0))
         race = filtered.softmax(-1) / case.outputs[f"smooth.race_noise.{step}"]
         assert torch.equal(race.argmax(-1), case.outputs[f"smooth.idx_drawn_unused.{step}"])
         gain, heat = case.config["logit_gain_per_scale"][step], case.config["tau_per_scale"][step]

@@ -78,10 +78,14 @@ def key_lists() -> list[Path]:
 
 
 def arguments_from(flags: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    unknown = set(flags) - set(names) - WITHOUT_EFFECT
-    assert not unknown, f"this case has flags that nobody here understands: {sorted(unknown)}"
     assert not flags.get("cond_drop_rate_during_run", 0), "labels were dropped at random"
     return {ours: flags[theirs] for theirs, ours in names.items() if theirs in flags}
+
+
+def labels_of(sample: dict[str, Any]) -> list[int] | None:
+    """The classes of a run: given one by one, one for all, or ``None`` for random ones."""
+    labels = sample.get("labels")
+    return [labels] * sample["batch"] if isinstance(labels, int) else labels
 
 
 @dataclass
@@ -105,12 +109,29 @@ class Case:
         self.folder = folder
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
         self.outputs = load_file(folder / "outputs.safetensors")
-        self.sides: list[int] = self.config.get("patch_nums", [])
+        self.sides: list[int] = self._sides()
         self.recipe: dict[str, Tensor] = {}
         if "recipe_seed" in self.config:
             shapes = {**self.config["keys"], **self.config["inputs"]}
             seed = self.config["recipe_seed"]
             self.recipe = {name: recipe_tensor(name, shape, seed) for name, shape in shapes.items()}
+
+    def _sides(self) -> list[int]:
+        if "patch_nums" in self.config or "weights_from" not in self.config:
+            return list(self.config.get("patch_nums", []))
+        lender = golden.lender(self.folder, "weights.safetensors")
+        return list(json.loads((lender / "config.json").read_text())["patch_nums"])
+
+    @property
+    def unknown_flags(self) -> set[str]:
+        """Flags that are neither handed to our networks nor known to have no effect."""
+        known = {"var": MODEL_FLAGS, "vae": VAE_FLAGS}
+        return {
+            f"{part}.{name}"
+            for part, names in known.items()
+            for name in self.config.get(part, {})
+            if name not in names and name not in WITHOUT_EFFECT
+        }
 
     def settings(self, part: str, file: str) -> dict[str, Any]:
         if part in self.config:
@@ -169,7 +190,7 @@ class Case:
         model, run, sample = self.transformer, Run(), self.config["sample"]
         generator = torch.Generator().manual_seed(sample["seed"])
         if labels is None:
-            labels = sample["labels"] or draw_classes(sample["batch"], model.config.num_classes, generator)
+            labels = labels_of(sample) or draw_classes(sample["batch"], model.config.num_classes, generator)
         blocks = model.ordered_blocks
         hooks = [
             model.register_forward_hook(lambda _m, _i, raw: run.raw.append(raw)),

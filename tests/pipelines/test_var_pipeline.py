@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.checkpoint_files import write_pth
 from parity.golden import gap, recorded
-from parity.var_golden import case_folders, load_case
+from parity.var_golden import case_folders, labels_of, load_case
 from scalekv import Random, ScaleKV, SlidingWindow, StreamingLLM, calibrate
 from scalekv.errors import CheckpointError, InvalidInput
 from scalekv.models.inspection import inspect_checkpoint
@@ -327,14 +327,14 @@ def test_recorded_runs(folder: Path) -> None:
     scheduler = VARScheduler(schedule=case.grids, pixels_per_token=case.autoencoder.patch_size)
     pipeline = quiet(VARPipeline(case.transformer, case.autoencoder, scheduler))
     sample, kind = case.config["sample"], "ar" if recorded(folder, "ar.") else "smooth"
-    classes, labels = case.transformer.config.num_classes, sample["labels"]
+    classes, labels = case.transformer.config.num_classes, labels_of(sample)
     result = pipeline(
         [-1 if label == classes else label for label in labels] if labels else None,
         num_images_per_class=1 if labels else sample["batch"],
         guidance_scale=sample["cfg"],
-        top_k=sample["top_k"],
-        top_p=sample["top_p"],
-        smooth=sample["more_smooth"],
+        top_k=sample.get("top_k", 0),
+        top_p=sample.get("top_p", 0.0),
+        smooth=sample.get("more_smooth", False),
         generator=seeded(sample["seed"]),
         output_type="pt",
     )
