@@ -22,7 +22,7 @@ class RunInfo:
             profile, sampling, batch, metrics. A run is resumed only with the same ones.
         subjects: the prompts; their order never changes, new ones are appended.
         windows: first prompt and one past the last of every batch; batches never change either.
-        details: versions, machine, commands and other things to know.
+        details: versions, machine, commands, what was asked for (methods, budgets, seeds) and other things to know.
     """
 
     settings: dict[str, Any]
@@ -42,10 +42,14 @@ class RunInfo:
             InvalidInput: other settings; names the first that differs.
         """
         check_same(self.settings, json.loads(json.dumps(settings)))
-        history = [*self.details.get("commands", []), *details.get("commands", [])]
-        commands = list(dict.fromkeys(history))
-        kept = RunInfo(self.settings, self.subjects, self.windows, {**self.details, "commands": commands})
+        grown = {name: self._both(name, details) for name in ("commands", "asked")}
+        kept = RunInfo(self.settings, self.subjects, self.windows, {**self.details, **grown})
         return kept._with(merged(self.subjects, subjects))
+
+    def _both(self, name: str, details: dict[str, Any]) -> list[Any]:
+        """A list of the details so far with what is new in ``details``."""
+        known = list(self.details.get(name, []))
+        return known + [one for one in details.get(name, []) if one not in known]
 
     def _with(self, subjects: tuple[Subject, ...]) -> RunInfo:
         batch, first = int(self.settings["batch"]), len(self.subjects)

@@ -87,6 +87,7 @@ class Request:
             "model": self.name,
             "created": identity.now(),
             "commands": [self.command] if self.command else [],
+            "asked": [[cell.spec.label, cell.budget, seed] for cell in self.grid.cells for seed in self.grid.seeds],
             "versions": identity.versions(),
             "machine": identity.machine(pipeline.device),
             "geometry": identity.geometry(pipeline),

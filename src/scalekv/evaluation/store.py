@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 
+_HEAD = ("key", "policy", "label", "budget", "prompt_index", "seed")
+"""What every result has."""
+
+
 class RunFolder:
     """A run on disk.
 
@@ -232,7 +236,8 @@ def read_lines(path: Path) -> Iterator[Record]:
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
         try:
             record = json.loads(line)
-            record["key"]
+            for name in _HEAD:
+                record[name]
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput(
                 f"Line {number} of {path} is damaged; delete the line, and its result will be made again."

@@ -201,22 +201,23 @@ class Contents:
     def missing(self) -> list[str]:
         """What an unfinished run lacks, a sentence each; nothing for a complete one."""
         counts = Counter((record["label"], record["budget"], record["seed"]) for record in self.records)
-        asked = dict.fromkeys([*map(tuple, self.run.info.details.get("asked", [])), *counts])
+        told = [(label, budget, seed) for label, budget, seed in self.run.info.details.get("asked", [])]
+        asked = dict.fromkeys([*told, *counts])
         each = len(self.run.info.subjects)
         if all(counts[one] >= each for one in asked):
             return []
         seeds = {seed for _, _, seed in asked}
         of_seeds = f" at {len(seeds)} seeds" if len(seeds) > 1 else ""
         cells = list(dict.fromkeys((label, budget) for label, budget, _ in asked))
-        done = {cell: sum(counts[(*cell, seed)] for seed in seeds) for cell in cells}
-        absent = [f"{label} at {budget}" for (label, budget), count in done.items() if not count]
+        done = [sum(counts[label, budget, seed] for seed in seeds) for label, budget in cells]
+        absent = [f"{label} at {budget}" for (label, budget), count in zip(cells, done, strict=True) if not count]
         said = [
             f"The run is not finished: {sum(counts.values())} of {each * len(asked)} results are there ({each} "
             f"prompts{of_seeds})."
         ]
         if absent:
             said.append(f"Nothing yet of {', '.join(absent)}.")
-        if len({count for count in done.values() if count}) > 1:
+        if len({count for count in done if count}) > 1:
             said.append("Methods have results of different prompts, so their means are not strictly comparable yet.")
         return said
 

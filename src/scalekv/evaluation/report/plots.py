@@ -188,9 +188,8 @@ def share_tables(panels: Sequence[Panel], label: str) -> Figure:
         panels: at least one.
         label: what the numbers are.
     """
-    heights = [
-        0.45 + len(panel.rows) * max(0.2, 0.14 * max(len(broken(row)) for row in panel.rows)) for panel in panels
-    ]
+    lines = [max(len(broken(row)) for row in panel.rows) for panel in panels]
+    heights = [0.45 + len(panel.rows) * max(0.2, 0.14 * most) for panel, most in zip(panels, lines, strict=True)]
     figure = new_figure(WIDTH, sum(heights) + 0.3)
     known = [value for panel in panels for row in panel.values for value in row if value is not None]
     low = min(known, default=0.0)
