@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,6 +30,16 @@ def check_latent(latent: Tensor, channels: int) -> None:
     """
     if latent.ndim != 4 or latent.shape[1] != channels:
         raise InvalidInput(f"The latent has shape {tuple(latent.shape)}, expected (batch, {channels}, height, width).")
+
+
+def check_grids(grids: Sequence[tuple[int, int]], final: tuple[int, int]) -> None:
+    """Refuse (h, w) of scales whose last is not ``final``, the latent grid of the image.
+
+    Raises:
+        InvalidInput: another last grid, or none.
+    """
+    if not grids or tuple(grids[-1]) != final:
+        raise InvalidInput(f"The last of the grids {list(grids)} must be the image's latent grid {final}.")
 
 
 class Slicing:

@@ -23,7 +23,7 @@ from scalekv.models.convolutions import Decoder, Encoder
 from scalekv.models.infinity.convolutions import STYLE
 from scalekv.models.infinity.layout import QUANTIZER_TABLES
 from scalekv.models.infinity.sampling import bits_to_codes, resize
-from scalekv.models.tokenizer import Slicing, check_image, check_latent
+from scalekv.models.tokenizer import Slicing, check_grids, check_image, check_latent
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,7 @@ class BSQAutoencoder(Slicing, ModelMixin, ConfigMixin):
     def encode_latent(self, latent: Tensor, grids: Sequence[tuple[int, int]]) -> EncodedImage:
         """As `encode_to_bits`, from the (B, codebook_bits, h, w) latent that `encode` gives."""
         final = (latent.shape[2], latent.shape[3])
-        if not grids or tuple(grids[-1]) != final:
-            raise InvalidInput(f"The last of the grids {list(grids)} must be the image's latent grid {final}.")
+        check_grids(grids, final)
         rest, total, bits = latent, torch.zeros_like(latent), []
         for grid in grids:
             # Dividing by the norm, as published, cannot change a sign.

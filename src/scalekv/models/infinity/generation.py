@@ -19,10 +19,10 @@ from scalekv.models.infinity.sampling import bits_to_codes, patchify, resize, sa
 from scalekv.models.infinity.transformer import MAX_SEGMENTS, InfinityTransformer, guidance_layers
 from scalekv.models.layers import AttentionCache, mix_guidance
 from scalekv.models.randomness import Generators
-from scalekv.models.stopping import Stop
+from scalekv.models.stopping import Answer, take
 from scalekv.planning import Schedule, Segment
 
-OnSegment = Callable[[Segment, Tensor, Tensor], "Tensor | Stop | bool | None"]
+OnSegment = Callable[[Segment, Tensor, Tensor], Answer]
 """Called after each segment with the segment, the summed codes so far (B, codebook_bits, H, W) and the logits that were
 drawn from (B, tokens, 2 * token_bits). Decoding the sum at any time gives a full-size image. A tensor that it returns
 replaces the sum; ``True`` stops the run, and so does a `Stop`, with other latents."""
@@ -106,11 +106,10 @@ def generate(
         bits.append(drawn)
         added = resize(bits_to_codes(drawn), final)
         codes = added if codes is None else codes + added
-        answer = None if on_segment is None else on_segment(segment, codes, logits)
-        if isinstance(answer, (Tensor, Stop)):
-            codes = answer if isinstance(answer, Tensor) else answer.latents
-        if answer is True or isinstance(answer, Stop):
-            break
+        if on_segment is not None:
+            codes, ends = take(on_segment(segment, codes, logits), codes)
+            if ends:
+                break
         if not schedule.is_last(segment):
             tokens = patchify(resize(codes, _grid(schedule[step + 1], transformer)), patch)
     assert codes is not None

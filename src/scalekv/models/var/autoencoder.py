@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from scalekv.errors import InvalidInput
 from scalekv.models.convolutions import Decoder, Encoder, Style, group_norm
-from scalekv.models.tokenizer import Slicing, check_image, check_latent
+from scalekv.models.tokenizer import Slicing, check_grids, check_image, check_latent
 from scalekv.models.var.codebook import Codebook, shrink
 
 
@@ -221,8 +221,7 @@ class VQAutoencoder(Slicing, ModelMixin, ConfigMixin):
     def encode_latent(self, latent: Tensor, grids: Sequence[tuple[int, int]]) -> EncodedImage:
         """As `encode_to_tokens`, from the (B, latent_channels, h, w) latent that `encode` gives."""
         final = (latent.shape[2], latent.shape[3])
-        if not grids or tuple(grids[-1]) != final:
-            raise InvalidInput(f"The last of the grids {list(grids)} must be the image's latent grid {final}.")
+        check_grids(grids, final)
         codebook = self.codebook(latent.device)
         rest, total, tokens = latent.float(), torch.zeros_like(latent, dtype=torch.float32), []
         for step, grid in enumerate(grids):

@@ -15,13 +15,13 @@ from scalekv.errors import InvalidInput
 from scalekv.models.forcing import Forced, Masks
 from scalekv.models.layers import AttentionCache, mix_guidance
 from scalekv.models.randomness import Generators
-from scalekv.models.stopping import Stop
+from scalekv.models.stopping import Answer, take
 from scalekv.models.var.codebook import Codebook, shrink
 from scalekv.models.var.sampling import filter_logits, guidance_ramp, sample_tokens, smooth_weights
 from scalekv.models.var.transformer import ClassCondition, VARTransformer
 from scalekv.planning import Segment
 
-OnSegment = Callable[[Segment, Tensor, Tensor], "Tensor | Stop | bool | None"]
+OnSegment = Callable[[Segment, Tensor, Tensor], Answer]
 """Called after each segment with the segment, the latent so far (B, latent_channels, H, W) and the guided logits, not
 yet filtered, that were drawn from (B, tokens, vocab_size). Decoding the latent at any time gives a full-size image. A
 tensor that it returns replaces the latent; ``True`` stops the run, and so does a `Stop`, with other latents."""
@@ -100,11 +100,10 @@ def generate(
             codes = mixed if inside is None else codes.where(inside[:, None], mixed)
         added = codebook.residual(codes, step, len(schedule), (final[0], final[1]))
         latent = added if latent is None else latent + added
-        answer = None if on_segment is None else on_segment(segment, latent, logits)
-        if isinstance(answer, (Tensor, Stop)):
-            latent = answer if isinstance(answer, Tensor) else answer.latents
-        if answer is True or isinstance(answer, Stop):
-            break
+        if on_segment is not None:
+            latent, ends = take(on_segment(segment, latent, logits), latent)
+            if ends:
+                break
         if not schedule.is_last(segment):
             following = schedule[step + 1]
             seen = shrink(latent, (following.height, following.width)).flatten(2).transpose(1, 2)
