@@ -222,7 +222,11 @@ def heat_map(axes: Axes, values: Sequence[Sequence[float]], low: float | None, h
     Returns:
         What a colour bar wants.
     """
+    from matplotlib.ticker import MaxNLocator
+
     image = axes.imshow(values, cmap=MAP, vmin=low, vmax=high, aspect="auto", origin="lower", interpolation="nearest")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))  # layers and heads are whole
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
