@@ -100,6 +100,9 @@ def test_the_page_on_var_draws(tmp_path, monkeypatch):
     tokens, given = names["repainted"].drawn[-1], names["given"][-1]
     assert torch.equal(tokens[..., :8], given[..., :8])
     assert not torch.equal(tokens[..., 8:], given[..., 8:])
+    bits, kept = names["changed"].drawn[-1], names["bits"][-1]
+    assert torch.equal(bits[:, :, :8], kept[:, :, :8])
+    assert not torch.equal(bits[:, :, 8:], kept[:, :, 8:])
 
 
 def test_the_memory_table_of_var():

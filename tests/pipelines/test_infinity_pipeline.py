@@ -191,6 +191,22 @@ def test_forced_bits_are_drawn_as_they_are(pipeline: InfinityPipeline) -> None:
     torch.testing.assert_close(latent, torch.full_like(latent, 10 / 4))
 
 
+@pytest.mark.parametrize("patchify", [False, True])
+def test_repainting_keeps_what_the_mask_holds(patchify: bool) -> None:
+    pipeline = quiet_pipeline(patchify=patchify)
+    side = pipeline.transformer.patch_size
+    grids = [(one.height * side, one.width * side) for one in pipeline.scheduler.resolve().schedule]
+    with torch.no_grad():
+        given = pipeline.vae.encode_to_bits(torch.rand(1, 3, 256, 256, generator=seeded(3)) * 2 - 1, grids).bits
+    mask = torch.ones(256, 256)
+    mask[:, 128:] = 0
+    drawn = draw(pipeline, forced_bits=given, forced_mask=mask).drawn
+    for ours, theirs in zip(drawn, given, strict=True):
+        kept = -(-ours.shape[2] // 2)  # half of a pixel inside the mask is enough
+        assert torch.equal(ours[:, :, :kept], theirs[:, :, :kept])
+    assert not torch.equal(ours[:, :, kept:], theirs[:, :, kept:])
+
+
 def test_what_was_drawn_can_be_drawn_again(pipeline: InfinityPipeline) -> None:
     first = draw(pipeline)
     assert [bits.shape[1:3] for bits in first.drawn] == [(one.height, one.width) for one in first.schedule]
