@@ -50,7 +50,7 @@ def class_id(text: str, names: ClassNames | None, classes: int) -> int:
     """The id that ``text`` says: the number itself, or one of the names, upper or lower case.
 
     Args:
-        text: such as ``"207"``, ``"golden retriever"`` or several names of one class, ``"white shark, great white shark"``.
+        text: such as ``"207"``, ``"golden retriever"`` or several of its names, ``"white shark, great white shark"``.
         names: of all classes; ``None`` if only numbers are known.
         classes: how many there are.
 
