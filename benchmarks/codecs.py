@@ -170,7 +170,8 @@ def costs(options: Namespace) -> dict[str, dict[str, list[float]]]:
         sizes.append(format_bytes(bench.whole.peak_bytes))
         rows.append([name, *(spread(values) for values in figures[name].values()), *sizes])
     columns = ["codec", "over full", "selection, % of full", "decoding, % of full", "both, % of own attention"]
-    title = f"{options.policy} at {options.budget}, Infinity-2B layer {options.layer}, {options.dtype}, {options.heads} heads"
+    shape = f"Infinity-2B layer {options.layer}, {options.dtype}, {options.heads} heads"
+    title = f"{options.policy} at {options.budget}, {shape}"
     show(title, [*columns, "tokens", "kept", "peak"], rows, options.device)
     return figures
 
