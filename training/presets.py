@@ -119,6 +119,10 @@ TRANSFORMERS = {
         Plan(steps=1000, batch=8, rate=1e-3, muon=4e-3, warmup=60, decay=0.02, average=0.997, sheet_every=500),
         stages=(Stage(200, 5, 48), Stage(300, 6, 32)),
     ),
+    "cpu-more": TransformerRecipe(
+        Plan(steps=880, batch=8, rate=8e-4, muon=3.2e-3, warmup=30, decay=0.02, average=0.99, sheet_every=300),
+        stages=(Stage(500, 6, 32), Stage(100, 7, 18)),
+    ),
     "gpu": TransformerRecipe(
         Plan(steps=11_000, batch=192, rate=1e-3, muon=4e-3, warmup=300, decay=0.03, average=0.9995, sheet_every=4000),
         stages=(Stage(4000, 6, 512),),
