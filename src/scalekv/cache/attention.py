@@ -6,15 +6,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """``softmax(query @ key^T) @ value`` without mask or scale: queries arrive scaled.
+def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``softmax(query @ key^T + bias) @ value`` without mask or scale: queries arrive scaled.
 
     Args:
         query: ``(rows, heads, queries, head_dim)``.
         key: ``(rows, heads, tokens, head_dim)``.
         value: ``(rows, heads, tokens, head_dim)``.
+        bias: ``(rows, heads, tokens)`` of the same dtype, added to the logits of all queries; ``None`` for none.
 
     Returns:
         ``(rows, heads, queries, head_dim)``.
     """
-    return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+    mask = None if bias is None else bias[:, :, None].expand(-1, -1, query.shape[2], -1)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)

@@ -11,25 +11,28 @@ from torch import Tensor
 from typing_extensions import Self
 
 from scalekv.cache.attention import attention
-from scalekv.cache.codecs import carry_chosen, carry_ranges, decode_tokens
+from scalekv.cache.codecs import carry_chosen, carry_ranges, decode_tokens, encode
 from scalekv.cache.ledger import Ledger
 from scalekv.cache.report import CacheReport
 from scalekv.cache.selection import copy_rows, flat_positions, survivors
 from scalekv.planning import CachePlan, HeadGroup, Segment, VectorCodec
 from scalekv.planning.coding import carrying, decoded_rows, decoding_scratch, decoding_tokens
+from scalekv.planning.token_merging import counting_scratch, merged_rows, merging_scratch
 from scalekv.policies import Policy, SelectionView
+from scalekv.policies.grouping import group_means
 
 ProjectedQuery = Callable[[Tensor], Tensor]
 
 _MARKS = ("origin", "memory")
-_TENSORS = ("key", "value", *_MARKS)
+_TENSORS = ("key", "value", *_MARKS, "count")
 
 
 @dataclass
 class _Store:
     """History of one head group: keys and values, and the marks that the policy wants beside them.
 
-    Coded keys and values are ``(rows, heads, tokens, bytes)`` of uint8.
+    Coded keys and values are ``(rows, heads, tokens, bytes)`` of uint8. Where tokens stand for several, ``count``
+    ``(rows, heads, tokens)`` float32 says for how many.
     """
 
     plan: HeadGroup
@@ -38,6 +41,7 @@ class _Store:
     value: Tensor | None = None
     origin: Tensor | None = None
     memory: Tensor | None = None
+    count: Tensor | None = None
 
 
 @dataclass
@@ -60,9 +64,14 @@ class KVCache:
         dtype: the dtype attention computes in; its size must be the plan's ``element_bytes``.
         device: where keys and values live.
 
+    Attributes:
+        differentiates: whether a generation loop shall run its network with gradients; only calibration asks for that.
+
     Raises:
         ValueError: the dtype does not fit the plan.
     """
+
+    differentiates: bool = False
 
     def __init__(
         self, plan: CachePlan, policy: Policy, *, dtype: torch.dtype, device: torch.device | str = "cpu"
@@ -212,6 +221,8 @@ class KVCache:
         judged = plan.judges(group, index)
         if store.key is None and not kept and not judged:
             return attention(query, key, value)
+        if store.count is not None or plan.merges(group, index):
+            return self._attend_merging(layer, segment, store, query, key, value)
         if plan.codes(group, index):
             return self._attend_coded(layer, segment, store, query, key, value, observed)
         self._assemble(store, segment, key, value, marked=kept > 0 or judged)
@@ -266,6 +277,109 @@ class KVCache:
             self.ledger.give(positions)
         return output
 
+    def _attend_merging(
+        self, layer: int, segment: Segment, store: _Store, query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        """As :meth:`_attend`, where tokens of the history stand for several, or will."""
+        plan, group, index = self.plan, store.plan, segment.index
+        merges = plan.merges(group, index)
+        if not plan.reads_coded(group, index):
+            self._assemble(store, segment, key, value, marked=False)
+        self._count_arrivals(store, segment)
+        fresh, output = self._room(store, segment) if merges else None, torch.empty_like(query)
+        for candidates in self._candidates(store, segment, key, value):
+            output[candidates.rows] = self._read_counted(store, segment, query[candidates.rows], candidates)
+            if fresh is not None:
+                self._merge(layer, segment, store, candidates, fresh)
+            del candidates
+        if fresh is not None:
+            self._drop(store)
+            store.key, store.value, store.count = fresh.key, fresh.value, fresh.count
+        elif not plan.carried(group, index):
+            self._drop(store)
+        elif plan.codes(group, index):
+            self._carry(store, segment, key, value, {})
+        return output
+
+    def _count_arrivals(self, store: _Store, segment: Segment) -> None:
+        rows, heads = self.plan.geometry.rows, len(store.plan.heads)
+        if store.count is None:
+            size = self.plan.candidates(store.plan, segment.index)
+            store.count = self.ledger.take(torch.ones((rows, heads, size), device=self.device))
+            return
+        one = torch.ones((), device=self.device)
+        store.count = self._grow(store.count, one.expand(rows, heads, segment.tokens))
+
+    def _room(self, store: _Store, segment: Segment) -> _Store:
+        """An empty history for what the candidates of this segment are merged to."""
+        plan, group, index = self.plan, store.plan, segment.index
+        rows, kept, head_dim = plan.geometry.rows, plan.carried(group, index), plan.geometry.head_dim
+        sizes, dtype = (head_dim, head_dim), self.dtype
+        if plan.holds_coded(group, index + 1):
+            key_codec, value_codec = group.halves_at(index + 1)
+            width = self.dtype.itemsize
+            sizes, dtype = (
+                (key_codec.vector_bytes(head_dim, width), value_codec.vector_bytes(head_dim, width)),
+                torch.uint8,
+            )
+        shape = (rows, len(group.heads), kept)
+        return _Store(
+            group,
+            store.heads,
+            key=self.ledger.take(torch.empty((*shape, sizes[0]), dtype=dtype, device=self.device)),
+            value=self.ledger.take(torch.empty((*shape, sizes[1]), dtype=dtype, device=self.device)),
+            count=self.ledger.take(torch.empty(shape, device=self.device)),
+        )
+
+    def _read_counted(self, store: _Store, segment: Segment, query: Tensor, candidates: _Candidates) -> Tensor:
+        """Attention in which a token weighs as much as all that it stands for."""
+        assert store.count is not None
+        with self.ledger.scratch(counting_scratch(self.plan, store.plan, segment.index, len(query))):
+            bias = store.count[candidates.rows].log().to(self.dtype)
+            return attention(query, candidates.key, candidates.value, bias)
+
+    def _merge(self, layer: int, segment: Segment, store: _Store, candidates: _Candidates, fresh: _Store) -> None:
+        """Write the means of groups of candidates, some rows at a time, as the policy groups them."""
+        plan, group, index = self.plan, store.plan, segment.index
+        rows, kept, first = len(candidates.key), plan.carried(group, index), candidates.rows.start
+        assert store.count is not None
+        assert fresh.key is not None
+        assert fresh.value is not None
+        assert fresh.count is not None
+        step = merged_rows(plan, group, index, rows)
+        codecs = group.halves_at(index + 1) if plan.holds_coded(group, index + 1) else (None, None)
+        with self.ledger.scratch(merging_scratch(plan, group, index, rows)):
+            for start in range(0, rows, step):
+                own = slice(start, min(start + step, rows))
+                block = slice(first + own.start, first + own.stop)
+                count = store.count[block]
+                view = SelectionView(
+                    layer=layer,
+                    heads=group.heads,
+                    schedule=plan.geometry.schedule,
+                    segment=segment,
+                    capacity=kept,
+                    key=candidates.key[own],
+                    value=candidates.value[own],
+                    count=count,
+                    role=group.role,
+                    profile=plan.profile,
+                )
+                groups = self._groups(view)
+                fresh.count[block] = torch.zeros_like(fresh.count[block]).scatter_add_(2, groups, count)
+                for source, out, codec in zip((view.key, view.value), (fresh.key, fresh.value), codecs, strict=True):
+                    means = group_means(source, count, groups, fresh.count[block])
+                    if codec is None:
+                        out[block] = means
+                    else:
+                        encode(codec, means.to(self.dtype), out[block])
+
+    def _groups(self, view: SelectionView) -> Tensor:
+        """The policy's groups of candidates; everyone its own where there is room for all."""
+        if view.capacity < view.tokens:
+            return self.policy.assign(view)
+        return torch.arange(view.tokens, device=self.device).expand(*view.key.shape[:3])
+
     def _candidates(self, store: _Store, segment: Segment, key: Tensor, value: Tensor) -> Iterator[_Candidates]:
         """[history ; current] of some rows at a time, decoded for as long as they are looked at."""
         if not self.plan.reads_coded(store.plan, segment.index):
@@ -276,7 +390,7 @@ class KVCache:
             rows = slice(start, start + step)
             assert store.key is not None
             assert store.value is not None
-            key_codec, value_codec = self._halves(store)
+            key_codec, value_codec = store.plan.halves_at(segment.index)
             assembled = _Candidates(
                 rows,
                 self._decoded(store, segment, key_codec, store.key[rows], key[rows]),
@@ -297,10 +411,6 @@ class KVCache:
         assembled[:, :, held:] = current
         return assembled
 
-    def _halves(self, store: _Store) -> tuple[VectorCodec, VectorCodec]:
-        assert store.plan.codec is not None
-        return store.plan.codec.halves
-
     def _all(self, store: _Store) -> _Candidates:
         """The assembled candidates of all rows."""
         assert store.key is not None
@@ -320,7 +430,7 @@ class KVCache:
         attended, (_, _, tokens, _) = self.plan.attended(store.plan, segment.index), candidates.key.shape
         if attended == tokens:
             output = attention(query, candidates.key, candidates.value)
-            self.watch(layer, segment, query, candidates.key)
+            self.watch(layer, segment, query, candidates.key, candidates.value)
             return output
         positions = self.ledger.take(chosen[attended][candidates.rows].clone())
         flat = flat_positions(positions, tokens)
@@ -343,7 +453,7 @@ class KVCache:
             plan.reads_coded(group, index),
         )
         positions = chosen.get(kept)
-        for name, codec, current in zip(("key", "value"), self._halves(store), (key, value), strict=True):
+        for name, codec, current in zip(("key", "value"), group.halves_at(index + 1), (key, value), strict=True):
             held = getattr(store, name)
             old, new = (held, current) if coded else (None, held)
             size = codec.vector_bytes(current.shape[3], self.dtype.itemsize)
@@ -384,7 +494,7 @@ class KVCache:
         positions = chosen.get(plan.attended(group, index))
         if positions is None or plan.attended(group, index) == plan.candidates(group, index):
             output = attention(query, store.key, store.value)
-            self.watch(layer, segment, query, store.key)
+            self.watch(layer, segment, query, store.key, store.value)
             return output
         if plan.views(group, index):
             key = self.ledger.take(copy_rows(store.key, positions))
@@ -396,7 +506,7 @@ class KVCache:
         self._keep(store, positions)
         return attention(query, store.key, store.value)
 
-    def watch(self, layer: int, segment: Segment, query: Tensor, key: Tensor) -> None:
+    def watch(self, layer: int, segment: Segment, query: Tensor, key: Tensor, value: Tensor) -> None:
         """What attention has just read; a recording cache overrides this, the plain one does nothing.
 
         Args:
@@ -404,6 +514,7 @@ class KVCache:
             segment: the current segment.
             query: ``(rows, heads, segment.tokens, head_dim)``.
             key: ``(rows, heads, history + segment.tokens, head_dim)``.
+            value: the same shape.
 
         Coded history comes some rows at a time, each with its queries.
         """

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from scalekv._version import __version__
 from scalekv.calibration.recording import RecordingCache
@@ -21,17 +22,18 @@ if TYPE_CHECKING:
 class _Recorder:
     """A cache factory that opens recording caches over one set of statistics."""
 
-    def __init__(self, queries: int, top: int, earlier: Profile | None) -> None:
+    def __init__(self, queries: int, top: int, sensitivity: bool, earlier: Profile | None) -> None:
         self.queries, self.top, self.seed = queries, top, 0
-        self.earlier = earlier
+        self.sensitivity, self.earlier = sensitivity, earlier
         self.statistics: AttentionStatistics | None = None
+        self.cache: RecordingCache | None = None
 
     def __call__(self, geometry: CacheGeometry, *, dtype: torch.dtype, device: torch.device) -> RecordingCache:
         if self.statistics is None:
             if self.earlier is not None:
                 self.earlier.check(geometry)
             self.statistics = AttentionStatistics(geometry)
-        return RecordingCache(
+        self.cache = RecordingCache(
             geometry,
             self.statistics,
             dtype=dtype,
@@ -39,7 +41,14 @@ class _Recorder:
             queries=self.queries,
             top=self.top,
             seed=self.seed,
+            sensitivity=self.sensitivity,
         )
+        return self.cache
+
+    def after_segment(self, pipeline: Any, step: int, timestep: int, tensors: dict[str, Tensor]) -> None:
+        """Callback of the pipeline."""
+        if self.cache is not None and self.sensitivity:
+            self.cache.differentiate(tensors["logits"], pipeline.transformer.choices)
 
 
 def calibrate(
@@ -50,6 +59,7 @@ def calibrate(
     seed: int = 0,
     queries: int = 256,
     top: int = 64,
+    sensitivity: bool = True,
     earlier: Profile | None = None,
     progress: Callable[[int, int], None] | None = None,
     **generation: Any,
@@ -66,6 +76,8 @@ def calibrate(
         seed: of the first prompt.
         queries: sampled queries per segment, for the Attention Selectivity Index.
         top: K' of the Attention Selectivity Index.
+        sensitivity: also differentiate the draws of every segment by the outputs of all heads, which `Bytewise` plans
+            by; takes the memory of a forward pass whose states are kept, of one segment at a time.
         earlier: a profile of other prompts or seeds with the same settings, to add these to.
         progress: called with (prompts done, prompts in all).
         generation: further arguments of the pipeline, such as ``size`` or ``guidance_scale``.
@@ -85,6 +97,7 @@ def calibrate(
         "runs": [{"seed": seed, "prompts": texts}],
         "queries": queries,
         "top": top,
+        "sensitivity": sensitivity,
         "dtype": str(pipeline.transformer.dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "scalekv": __version__,
@@ -92,12 +105,20 @@ def calibrate(
     }
     if earlier is not None:
         _check_earlier(earlier, name, details)
-    recorder = _Recorder(queries, top, earlier)
+    recorder = _Recorder(queries, top, sensitivity, earlier)
     draw: Any = pipeline  # of any family
     for index, prompt in enumerate(prompts):
         recorder.seed = seed + index
         generator = torch.Generator(device="cpu").manual_seed(seed + index)
-        draw(prompt, generator=generator, kv_cache=recorder, output_type="latent", **generation)
+        draw(
+            prompt,
+            generator=generator,
+            kv_cache=recorder,
+            output_type="latent",
+            callback_on_step_end=recorder.after_segment,
+            callback_on_step_end_tensor_inputs=["logits"],
+            **generation,
+        )
         if progress is not None:
             progress(index + 1, len(prompts))
     assert recorder.statistics is not None
@@ -127,6 +148,6 @@ def _check(prompts: Sequence[str | int], queries: int, top: int, generation: dic
         raise InvalidInput("Calibration needs at least one prompt, got none; write one prompt per line.")
     if queries < 1 or top < 1:
         raise InvalidInput(f"Calibration needs queries >= 1 and top >= 1, got queries={queries}, top={top}.")
-    for taken in ("kv_cache", "generator", "output_type"):
+    for taken in ("kv_cache", "generator", "output_type", "callback_on_step_end", "callback_on_step_end_tensor_inputs"):
         if taken in generation:
             raise InvalidInput(f"Calibration sets {taken} itself; leave it out.")

@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scalekv.cache.codecs import decode, encode
 from scalekv.planning import Schedule, Segment
+from scalekv.planning.codecs import VECTOR_CODECS, VectorCodec
 from scalekv.planning.curves import curve_ranks
+from scalekv.policies.grouping import group_means, nearest_groups
 from scalekv.policies.observation import Observation
 from scalekv.policies.scoring import pooled
 
@@ -21,6 +24,9 @@ QUERY_BLOCK = 64
 
 WINDOW = Observation.parse("uniform:32")
 """Queries of the window statistics (HACK's rule)."""
+
+WATCHERS = Observation.parse("uniform:64")
+"""Queries whose outputs' loss is measured."""
 
 POOL_WIDTH = 5
 """Of the average pool of SnapKV's score."""
@@ -121,3 +127,79 @@ def scale_similarity(key: Tensor, schedule: Schedule, segment: Segment) -> Tenso
     resized = F.interpolate(maps[0], size=maps[1].shape[2:], mode="trilinear")
     distance: Tensor = (maps[1] - resized).square().mean().sqrt()
     return -distance
+
+
+def merging_loss(query: Tensor, key: Tensor, value: Tensor, segment: Segment, history: int) -> Tensor:
+    """The squared error of attention's output if the history had been merged to fewer tokens, as `Bytewise` does [ours].
+
+    Args:
+        query: see above.
+        key: see above.
+        value: ``(heads, candidates, head_dim)`` float32.
+        segment: the current one, whose watchers read.
+        history: tokens, at least one.
+
+    Returns:
+        ``(heads, points)``: length of the error squared, mean over watchers, for as many tokens of history as
+        :func:`~scalekv.planning.curves.curve_ranks` says; 0 at the last point.
+    """
+    watching = _watching(query, segment)
+    exact = torch.softmax(watching @ key.mT, dim=-1) @ value
+    errors = [
+        (_read_merged(watching, key, value, history, kept) - exact).square().sum(-1).mean(-1)
+        for kept in curve_ranks(history)[:-1]
+    ]
+    return torch.stack([*errors, torch.zeros_like(exact[:, 0, 0])], dim=-1)
+
+
+def _read_merged(watching: Tensor, key: Tensor, value: Tensor, history: int, kept: int) -> Tensor:
+    """Attention over ``kept`` groups of the history and the current segment."""
+    one = torch.ones((1, len(key), history), device=key.device)
+    past = [vectors[None, :, :history] for vectors in (key, value)]
+    groups = nearest_groups(past[0], past[1], one, kept)
+    counts = torch.zeros((1, len(key), kept), device=key.device).scatter_add_(2, groups, one)
+    keys, values = (group_means(vectors, one, groups, counts)[0] for vectors in past)
+    bias = torch.cat([counts[0].log(), torch.zeros_like(key[:, history:, 0])], dim=1)
+    weights = torch.softmax(watching @ torch.cat([keys, key[:, history:]], 1).mT + bias[:, None], dim=-1)
+    return weights @ torch.cat([values, value[:, history:]], 1)
+
+
+def coding_loss(query: Tensor, key: Tensor, value: Tensor, segment: Segment, history: int) -> dict[str, Tensor]:
+    """The squared error of attention's output if the history had been held in a codec [ours].
+
+    Args:
+        query: see above.
+        key: see above.
+        value: ``(heads, candidates, head_dim)`` float32.
+        segment: the current one, whose watchers read.
+        history: tokens, at least one.
+
+    Returns:
+        ``(heads,)`` by ``"key_int8"``, ``"value_int8"`` and so on, for the codecs that suit the heads: length of the
+        error squared, mean over watchers.
+    """
+    watching, losses = _watching(query, segment), {}
+    exact = torch.softmax(watching @ key.mT, dim=-1)
+    for codec in VECTOR_CODECS.values():
+        if codec.exact or key.shape[-1] % codec.pack:
+            continue
+        keys, values = (_coded(codec, one, history) for one in (key, value))
+        rounded = torch.softmax(watching @ keys.mT, dim=-1)
+        losses[f"key_{codec.name}"] = ((rounded - exact) @ value).square().sum(-1).mean(-1)
+        losses[f"value_{codec.name}"] = (exact @ (values - value)).square().sum(-1).mean(-1)
+    return losses
+
+
+def _watching(query: Tensor, segment: Segment) -> Tensor:
+    positions = torch.tensor(WATCHERS.positions(segment), device=query.device)
+    return query.index_select(1, positions).float()
+
+
+def _coded(codec: VectorCodec, vectors: Tensor, history: int) -> Tensor:
+    """``vectors`` with the first ``history`` tokens as they come back from ``codec``."""
+    size = codec.vector_bytes(vectors.shape[-1], vectors.element_size())
+    packed = torch.empty((len(vectors), history, size), dtype=torch.uint8, device=vectors.device)
+    encode(codec, vectors[:, :history], packed)
+    rounded = vectors.clone()
+    decode(codec, packed, rounded[:, :history])
+    return rounded

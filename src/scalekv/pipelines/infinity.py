@@ -240,6 +240,7 @@ class InfinityPipeline(NextScalePipeline):
                     forced_bits=forced,
                     forced_mask=forced_mask,
                     on_segment=watcher(self, cache, bar, callback_on_step_end, names),
+                    gradients=cache.differentiates,
                 )
 
             # 5. Decode, without the text that the layers held.

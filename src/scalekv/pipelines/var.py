@@ -196,6 +196,7 @@ class VARPipeline(NextScalePipeline):
                     forced_tokens=forced,
                     forced_mask=forced_mask,
                     on_segment=watcher(self, cache, bar, callback_on_step_end, names),
+                    gradients=cache.differentiates,
                 )
 
             # 4. Decode.

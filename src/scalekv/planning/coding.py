@@ -84,7 +84,7 @@ def coded_working_bytes(plan: CachePlan, group: HeadGroup, segment: int) -> int:
     if reads:
         rows, base = decoded_rows(plan, group, segment), stored + marks
         part = whole * rows // plan.geometry.rows * candidates
-        for number, codec in enumerate(_halves(group), start=1):
+        for number, codec in enumerate(group.halves_at(segment), start=1):
             moments.append(base + indices + number * part + decoding_scratch(plan, group, segment, codec, rows))
     else:
         rows, base, part = plan.geometry.rows, marks, whole * candidates
@@ -95,13 +95,8 @@ def coded_working_bytes(plan: CachePlan, group: HeadGroup, segment: int) -> int:
     if judged:
         moments.append(read + _judging(plan, group, segment, rows))
     if kept:
-        moments.append(indices + _carrying_peak(plan, group, segment, reads))
+        moments.append(indices + carrying_peak(plan, group, segment, reads))
     return max(*moments, read) + plan.gathered_bytes(group, segment)
-
-
-def _halves(group: HeadGroup) -> tuple[VectorCodec, VectorCodec]:
-    assert group.codec is not None
-    return group.codec.halves
 
 
 def _indices(plan: CachePlan, group: HeadGroup, segment: int) -> int:
@@ -125,12 +120,12 @@ def _judging(plan: CachePlan, group: HeadGroup, segment: int, rows: int) -> int:
     return max(_choosing(plan, group, segment, rows), copies)
 
 
-def _carrying_peak(plan: CachePlan, group: HeadGroup, segment: int, reads: bool) -> int:
+def carrying_peak(plan: CachePlan, group: HeadGroup, segment: int, reads: bool) -> int:
     """The most while keys, then values, then marks are carried on, each letting go of its source."""
     geometry, heads = plan.geometry, len(group.heads) * plan.geometry.rows
     held, candidates, kept = group.capacity[segment], plan.candidates(group, segment), plan.carried(group, segment)
     marks = heads * plan.mark_bytes * candidates
-    halves = _halves(group)
+    halves = group.halves_at(segment + 1)
     new = [heads * kept * half.vector_bytes(geometry.head_dim, geometry.element_bytes) for half in halves]
     if reads:
         old = [heads * held * half.vector_bytes(geometry.head_dim, geometry.element_bytes) for half in halves]

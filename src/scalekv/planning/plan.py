@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from scalekv.planning.codecs import Codec
+from scalekv.planning.codecs import Codec, VectorCodec
 from scalekv.planning.coding import coded_working_bytes
 from scalekv.planning.geometry import CacheGeometry, Convention
 from scalekv.planning.profile import Profile
+from scalekv.planning.token_merging import COUNT_BYTES, merging_working_bytes
 
 SELECTION_BYTES = 32
 """Bytes that choosing the survivors takes per candidate token of one head and one row (scores, marks, ranks)."""
@@ -47,7 +48,8 @@ class HeadGroup:
             ``None`` for policies that score tokens.
         role: what the policy calls these heads (``"contextual"``), for people and for its own scoring.
         codec: how history is held from segment ``coded_from`` on; ``None`` for the compute dtype throughout.
-        coded_from: first segment whose history is coded, at least 1; what is coded stays coded.
+        coded_from: first segment whose history is in ``codec``, at least 1; what is coded stays coded.
+        finer: codecs that history is held in before that, each with its first segment, ascending.
     """
 
     heads: tuple[int, ...]
@@ -57,6 +59,18 @@ class HeadGroup:
     role: str = ""
     codec: Codec | None = None
     coded_from: int = 1
+    finer: tuple[tuple[int, Codec], ...] = ()
+
+    def codec_at(self, segment: int) -> Codec | None:
+        """How history for ``segment`` is held; ``None`` for the compute dtype."""
+        stages = () if self.codec is None else (*self.finer, (self.coded_from, self.codec))
+        return next((codec for start, codec in reversed(stages) if segment >= start), None)
+
+    def halves_at(self, segment: int) -> tuple[VectorCodec, VectorCodec]:
+        """The codecs of keys and values of history for ``segment``, which is coded."""
+        codec = self.codec_at(segment)
+        assert codec is not None
+        return codec.halves
 
 
 @dataclass(frozen=True)
@@ -92,6 +106,7 @@ class CachePlan:
         memory_bytes: bytes kept per token, head and row for a score that adds up over segments (0 or 4).
         scoring_bytes: scratch per candidate token, head and row that scoring takes beside logits.
         observation: for every segment, the queries that score its candidates; empty for none anywhere.
+        merging: whether candidates are merged to as many as there is room for, instead of dropped.
         profile: the calibration it was planned with, for policies whose scores need it.
 
     Raises:
@@ -108,6 +123,7 @@ class CachePlan:
     memory_bytes: int = 0
     scoring_bytes: int = 0
     observation: tuple[int, ...] = ()
+    merging: bool = False
     profile: Profile | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -119,8 +135,9 @@ class CachePlan:
                 raise ValueError("the head groups of a layer must partition its heads")
             for group in groups:
                 lists = (group.capacity, group.attended, group.sources)
-                if group.codec is not None and group.coded_from < 1:
-                    raise ValueError(f"nothing is held to be coded at segment {group.coded_from}")
+                starts = [start for start, _ in group.finer] + [group.coded_from]
+                if group.codec is not None and (starts[0] < 1 or starts != sorted(set(starts))):
+                    raise ValueError(f"history cannot be coded from segments {starts} on")
                 if lists not in checked:
                     self._check_capacity(group.capacity)
                     self._check_attended(group)
@@ -167,7 +184,7 @@ class CachePlan:
 
     def holds_coded(self, group: HeadGroup, segment: int) -> bool:
         """Whether history of ``group`` for ``segment`` is held in its codec."""
-        return group.codec is not None and segment >= group.coded_from
+        return group.codec_at(segment) is not None
 
     def reads_coded(self, group: HeadGroup, segment: int) -> bool:
         """Whether ``group`` has coded history to decode at ``segment``."""
@@ -182,20 +199,17 @@ class CachePlan:
     def coded_from(self) -> int | None:
         """The first segment whose history is coded in some head; ``None`` if nothing ever is."""
         last = len(self.geometry.schedule) - 1
-        starts = [
-            group.coded_from
-            for groups in self.layers
-            for group in groups
-            if group.codec is not None and group.coded_from <= last
-        ]
-        return min(starts, default=None)
+        groups = [group for layer in self.layers for group in layer]
+        return next((at for at in range(last + 1) if any(self.holds_coded(group, at) for group in groups)), None)
 
     @cached_property
     def codec(self) -> str:
         """How history is held in the end: ``"none"``, ``"int8"``, ``"int8/int4"``; several if head groups differ."""
         last = len(self.geometry.schedule) - 1
         names = {
-            str(group.codec) if self.holds_coded(group, last) else "none" for groups in self.layers for group in groups
+            str(group.codec_at(last)) if self.holds_coded(group, last) else "none"
+            for groups in self.layers
+            for group in groups
         }
         return ", ".join(sorted(names))
 
@@ -230,14 +244,28 @@ class CachePlan:
             any(self.judges(group, segment) for group in groups) for segment in range(len(self.geometry.schedule))
         )
 
+    def merges(self, group: HeadGroup, segment: int) -> bool:
+        """Whether the candidates of ``group`` become other tokens after ``segment``: fewer, or in a coarser codec."""
+        if not self.merging or not self.carried(group, segment):
+            return False
+        now, later = group.codec_at(segment), group.codec_at(segment + 1)
+        return self.judges(group, segment) or (self.reads_coded(group, segment) and now != later)
+
+    def counted(self, group: HeadGroup, segment: int) -> bool:
+        """Whether history of ``group`` for ``segment`` holds tokens that stand for several, so that all are counted."""
+        return any(self.merges(group, earlier) for earlier in range(segment))
+
     def group_bytes(self, group: HeadGroup, segment: int) -> int:
         """Bytes of history that ``group`` holds for ``segment``; 0 past the last segment."""
         if segment >= len(group.capacity):
             return 0
         token = self.head_token_bytes
-        if group.codec is not None and segment >= group.coded_from:
-            vectors = group.codec.token_bytes(self.geometry.head_dim, self.geometry.element_bytes)
+        codec = group.codec_at(segment)
+        if codec is not None:
+            vectors = codec.token_bytes(self.geometry.head_dim, self.geometry.element_bytes)
             token = self.geometry.rows * (vectors + self.mark_bytes)
+        if self.counted(group, segment):
+            token += self.geometry.rows * COUNT_BYTES
         return len(group.heads) * group.capacity[segment] * token
 
     def layer_bytes(self, layer: int, segment: int) -> int:
@@ -351,6 +379,8 @@ class CachePlan:
         survivors are copied out one after the other too, so that at most half of a second copy ever exists. Where
         fewer tokens are attended than carried, or others, both halves of what is attended are a copy for a while.
         """
+        if self.counted(group, segment) or self.merges(group, segment):
+            return merging_working_bytes(self, group, segment)
         if self.codes(group, segment):
             return coded_working_bytes(self, group, segment)
         held, candidates = group.capacity[segment], self.candidates(group, segment)

@@ -18,8 +18,9 @@ from scalekv.planning import (
     Segment,
     format_bytes,
 )
+from scalekv.planning.token_merging import COUNT_BYTES
 from scalekv.policies.checks import check_choice, check_flag
-from scalekv.policies.layers import Layers, bounded, coded, dropped_before
+from scalekv.policies.layers import Layers, bounded, coded, dropped_before, finer_coded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +47,8 @@ class SelectionView:
             policy tracks origins; else ``None``.
         memory: ``(rows, heads, tokens)`` float32, what :meth:`Policy.remember` has added up for each candidate, if
             the policy remembers; else ``None``.
+        count: ``(rows, heads, tokens)`` float32, for how many tokens each candidate stands, if the policy merges; else
+            ``None``.
         role: the head group's, as the policy planned it.
         profile: the calibration the plan was made with.
     """
@@ -61,6 +64,7 @@ class SelectionView:
     window: Tensor | None = None
     origin: Tensor | None = None
     memory: Tensor | None = None
+    count: Tensor | None = None
     role: str = ""
     profile: Profile | None = None
 
@@ -149,6 +153,24 @@ class Policy(ABC):
         """
         raise TypeError(f"{self.name} planned to drop tokens but has no score")
 
+    @property
+    def merges(self) -> bool:
+        """Whether candidates that have no room are merged into others, see :meth:`assign`, instead of dropped."""
+        return False
+
+    def assign(self, view: SelectionView) -> Tensor:
+        """The group of every candidate, ``(rows, heads, tokens)`` int64 from 0 to ``view.capacity - 1``.
+
+        Each group is carried on as one token: its mean key and value, a candidate weighing as much as ``view.count``
+        says, which attention then counts as often.
+        """
+        raise TypeError(f"{self.name} planned to merge tokens but has no groups for them")
+
+    @property
+    def finer_codecs(self) -> tuple[str, ...]:
+        """Codecs for history that would fit the budget in them, before it is held in ``codec``; finest first."""
+        return ()
+
     def plan(self, geometry: CacheGeometry, profile: Profile | None = None) -> CachePlan:
         """Decide what every layer holds at every segment.
 
@@ -191,7 +213,8 @@ class _PlanBuilder:
         self.origin_bytes = 4 if policy.tracks_origin else 0
         self.memory_bytes = 4 if policy.remembers else 0
         vectors = self.codec.token_bytes(geometry.head_dim, geometry.element_bytes)
-        self.slot_bytes = geometry.rows * (vectors + self.origin_bytes + self.memory_bytes)
+        counts = COUNT_BYTES if policy.merges else 0
+        self.slot_bytes = geometry.rows * (vectors + self.origin_bytes + self.memory_bytes + counts)
         self.all_slots = geometry.layers * geometry.heads * geometry.schedule.history_tokens
         self.fewest = min(policy.fewest_slots(geometry), self.all_slots)
 
@@ -216,6 +239,7 @@ class _PlanBuilder:
             memory_bytes=self.memory_bytes,
             scoring_bytes=self.policy.scoring_bytes,
             observation=tuple(len(self.policy.observation(segment)) for segment in self.geometry.schedule),
+            merging=self.policy.merges,
             profile=self.profile,
         )
 
@@ -228,8 +252,27 @@ class _PlanBuilder:
         for start in range(first + 1, 1, -1):
             candidate = self._coded_from(plan, start)
             if self._fits(candidate, start - 1):
-                return candidate
+                return self._finer(candidate, start)
         return self._coded_from(plan, 1)
+
+    def _finer(self, plan: CachePlan, start: int) -> CachePlan:
+        """``plan``, coded from ``start`` on, with history in the policy's finer codecs for as long as all of it fits."""
+        finer: tuple[tuple[int, Codec], ...] = ()
+        for codec in map(Codec.parse, self.policy.finer_codecs):
+            end = start
+            while end < len(self.geometry.schedule) - 1 and self._all_fits(plan, (*finer, (start, codec)), end):
+                end += 1
+            if end > start:
+                finer, start = (*finer, (start, codec)), end
+        return replace(plan, layers=finer_coded(plan.layers, finer, start)) if finer else plan
+
+    def _all_fits(self, plan: CachePlan, finer: tuple[tuple[int, Codec], ...], segment: int) -> bool:
+        """Whether nothing has been merged for ``segment``, and its history fits the limit in the last of ``finer``."""
+        groups = [group for layer in plan.layers for group in layer]
+        if any(plan.judges(group, earlier) for group in groups for earlier in range(segment)):
+            return False
+        candidate = replace(plan, layers=finer_coded(plan.layers, finer, segment + 1))
+        return self._fits(candidate, segment - 1)
 
     def _coded_from(self, plan: CachePlan, start: int) -> CachePlan:
         return replace(plan, layers=coded(plan.layers, self.codec, start))

@@ -1,61 +1,129 @@
-"""Bytewise: the tokens whose loss would move attention most, in as few bits as hardly matter."""
+"""Bytewise: history is merged to as many tokens as there is room for, in as few bits as hardly matter."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from scalekv.planning import CacheGeometry, Profile
+from scalekv.errors import InvalidInput
+from scalekv.planning import CacheGeometry, Codec, Profile, Segment
+from scalekv.planning.worth import head_losses, shared_pool
+from scalekv.policies.adakv import grouped
 from scalekv.policies.base import SelectionView
-from scalekv.policies.checks import check_choice
-from scalekv.policies.layers import Layers, uniform
+from scalekv.policies.calibrated import warn_without_profile
+from scalekv.policies.checks import check_choice, check_share, check_whole
+from scalekv.policies.layers import Layers, over_segments, uniform
 from scalekv.policies.observation import ObservingPolicy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_EIGHT = Codec.parse("int8").halves
+
 
 @dataclass(frozen=True)
 class Bytewise(ObservingPolicy):
-    """Keep the tokens whose loss alone would move the observed outputs most, at six bits where exact ones do not fit.
+    """Merge like tokens to as many as fit, more of them where errors matter, in few bits once the budget binds.
 
-    Source: ours. Three departures from the published methods, each a setting: 64 evenly spaced queries observe, not 16
-    or 32; a candidate counts by what dropping it does to the outputs of attention, not by its weight; and history stays
-    exact until the budget first binds, then it is rounded, so that the same bytes hold two and a half times the tokens.
-    All layers and heads are equal.
+    Source: ours. Four departures from the published methods, each a setting:
+
+    * Nothing is dropped. Where candidates have no room they join the nearest of evenly spaced ones, near in key and
+      value together, and are carried on as their mean, which attention counts as often as it stands for tokens (as in
+      token merging, Bolya et al., arXiv 2210.09461, of which this is the variant for keys and values). No query is
+      looked at.
+    * History stays exact until the budget first binds, then it is rounded to 8 bits while all of it fits in those, then
+      to ``codec``. What is merged is rounded anew.
+    * Heads share one pool by what calibration measured: the error of a head's output if it had kept so many tokens,
+      times the Fisher information of the draws about it (:mod:`scalekv.planning.worth`).
+    * Heads of a layer that get about as many tokens are stored together.
 
     Args:
         budget: see :class:`Policy`.
         strict: see :class:`Policy`.
-        timing: see :class:`Policy`.
-        codec: see :class:`Policy`; default six bits.
-        queries: see :class:`Observation`; nothing is protected.
-        importance: ``"damage"``: the sum over queries of ``|a / (1 - a) * (o - v)|^2`` for a token of weight a and
-            value v beside the output o, exactly what dropping it alone costs; or ``"attention"``, its weight.
+        timing: only ``"after"`` where tokens are merged.
+        codec: see :class:`Policy`; default six bits for keys, four for values.
+        reduction: ``"merge"``; or keep the tokens of the largest score and drop the others: ``"damage"``, the sum over
+            queries of ``|a / (1 - a) * (o - v)|^2`` for a token of weight a and value v beside the output o, exactly
+            what dropping it alone costs; or ``"attention"``, the weight.
+        rounds: how often the centres of groups move to their means before tokens are merged, at least 0.
+        queries: those that score, where tokens are dropped; see :class:`Observation`; nothing is protected.
+        allocation: ``"sensitivity"``, from a profile with the tables ``"merging"`` and ``"sensitivity"``; without one,
+            and with ``"uniform"``, all heads get the same.
+        floor: share of the mean capacity that every head gets in any case, 0 to 1.
+        groups: most lengths in one layer, at least 1; each is one more call of attention.
 
     Raises:
-        InvalidInput: an unknown rule, codec or importance.
+        InvalidInput: an unknown rule, codec or reduction, a number out of range, or merging before attention.
     """
 
-    codec: str = "int6"
+    codec: str = "int6/int4"
+    reduction: Literal["merge", "damage", "attention"] = "merge"
+    rounds: int = 0
     queries: str = "uniform:64"
-    importance: Literal["damage", "attention"] = "damage"
+    allocation: Literal["sensitivity", "uniform"] = "sensitivity"
+    floor: float = 0.25
+    groups: int = 4
 
     name: ClassVar[str] = "bytewise"
     source: ClassVar[str] = "ours"
-    summary: ClassVar[str] = "keep what outputs would miss most, at six bits once the budget binds"
+    summary: ClassVar[str] = "merge like tokens, more where errors matter, in few bits once the budget binds"
     scoring_bytes: ClassVar[int] = 12
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("importance", self.importance, ("damage", "attention"))
+        check_choice("reduction", self.reduction, ("merge", "damage", "attention"))
+        check_choice("allocation", self.allocation, ("sensitivity", "uniform"))
+        check_share("floor", self.floor)
+        check_whole("groups", self.groups, least=1)
+        check_whole("rounds", self.rounds, least=0)
+        if self.merges and self.timing == "before":
+            raise InvalidInput(
+                "bytewise merges tokens after attention only; use timing='after', or reduction='damage' to drop before."
+            )
+
+    @property
+    def merges(self) -> bool:
+        """Whether tokens are merged."""
+        return self.reduction == "merge"
+
+    @property
+    def finer_codecs(self) -> tuple[str, ...]:
+        """Eight bits, if ``codec`` is coarser."""
+        halves = Codec.parse(self.codec).halves
+        return ("int8",) if self.merges and all(0 < half.bits <= 8 for half in halves) and halves != _EIGHT else ()
+
+    def observation(self, segment: Segment) -> tuple[int, ...]:
+        """No queries where tokens are merged."""
+        return () if self.merges else super().observation(segment)
 
     def allocate(self, geometry: CacheGeometry, slots: int, profile: Profile | None) -> Layers:
-        """Equal capacities; needs no profile."""
-        return uniform(geometry, slots)
+        """Capacities by head and boundary; without a profile that was calibrated for it equal ones, with a warning."""
+        heads = geometry.layers * geometry.heads
+        if self.allocation == "uniform" or slots >= heads * geometry.schedule.history_tokens:
+            return uniform(geometry, slots)
+        if profile is None or "merging" not in profile.curves or "sensitivity" not in profile.head_statistics:
+            warn_without_profile("Bytewise", "every head gets the same capacity")
+            return uniform(geometry, slots)
+        least = max(1, math.floor(self.floor * slots / heads))
+
+        def divide(segment: int, available: Sequence[int]) -> list[int]:
+            return shared_pool(head_losses(profile, segment - 1), slots, least, available)
+
+        quotas = over_segments(geometry.schedule, heads, divide)
+        layers = (quotas[first : first + geometry.heads] for first in range(0, heads, geometry.heads))
+        return tuple(grouped(layer, self.groups) for layer in layers)
+
+    def assign(self, view: SelectionView) -> Tensor:
+        """Groups of like candidates around evenly spaced ones."""
+        from scalekv.policies.grouping import nearest_groups
+
+        assert view.count is not None
+        return nearest_groups(view.key, view.value, view.count, view.capacity, self.rounds)
 
     def score(self, view: SelectionView) -> Tensor:
         """What the observed outputs lose without each candidate, or the attention they pay to it."""
         from scalekv.policies.scoring import window_attention, window_damage
 
-        return window_damage(view) if self.importance == "damage" else window_attention(view)
+        return window_damage(view) if self.reduction == "damage" else window_attention(view)

@@ -105,6 +105,11 @@ def coded(layers: Layers, codec: Codec, start: int) -> Layers:
     return tuple(tuple(replace(group, codec=codec, coded_from=start) for group in groups) for groups in layers)
 
 
+def finer_coded(layers: Layers, finer: tuple[tuple[int, Codec], ...], start: int) -> Layers:
+    """The same coded groups, with history in finer codecs until segment ``start``."""
+    return tuple(tuple(replace(group, finer=finer, coded_from=start) for group in groups) for groups in layers)
+
+
 def dropped_before(layers: Layers, schedule: Schedule) -> Layers:
     """Let every group attend only to what it carries on, and at the last segment to as many as it ever holds."""
     return tuple(tuple(_dropped_before(group, schedule) for group in groups) for groups in layers)

@@ -58,6 +58,7 @@ def generate(
     forced_bits: Sequence[Tensor] = (),
     forced_mask: Masks = None,
     on_segment: OnSegment | None = None,
+    gradients: bool = False,
 ) -> Generation:
     """Draw the bits of every segment (the published autoregressive loop, restated).
 
@@ -77,6 +78,7 @@ def generate(
             what was drawn, after the draw has consumed its randomness.
         forced_mask: where they do, see `Forced`; default everywhere.
         on_segment: called after each segment.
+        gradients: run the network with gradients, so that the logits of ``on_segment`` have some; the draws have none.
 
     Raises:
         InvalidInput: a list shorter than the schedule, a temperature that is not above 0, guidance without
@@ -94,13 +96,14 @@ def generate(
     for segment in schedule:
         step = segment.index
         cache.begin(segment)
-        raw = transformer(
-            tokens, condition, segment, rope, cache, guidance=scales[step], cfg_insertion_layer=cfg_insertion_layer
-        )
-        logits = raw * (1 / heats[step])
-        if len(raw) > condition.batch:
-            logits = mix_guidance(logits, scales[step])
-        drawn = sample_bits(logits, int(limits[0][step]), limits[1][step], generator)
+        with torch.set_grad_enabled(gradients):
+            raw = transformer(
+                tokens, condition, segment, rope, cache, guidance=scales[step], cfg_insertion_layer=cfg_insertion_layer
+            )
+            logits = raw * (1 / heats[step])
+            if len(raw) > condition.batch:
+                logits = mix_guidance(logits, scales[step])
+        drawn = sample_bits(logits.detach(), int(limits[0][step]), limits[1][step], generator)
         drawn = unpatchify(drawn.unflatten(1, (segment.height, segment.width)), patch)
         drawn, _ = forced.into(drawn, step)
         bits.append(drawn)

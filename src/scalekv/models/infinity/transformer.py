@@ -467,6 +467,11 @@ class InfinityTransformer(ModelMixin, ConfigMixin):
         return [cast("InfinityBlock", block) for group in groups for block in group]
 
     @property
+    def choices(self) -> int:
+        """The values that one drawn number can take: logits are (B, tokens, draws * choices)."""
+        return 2
+
+    @property
     def attention_dtype(self) -> torch.dtype:
         """The dtype self attention computes in, and in which its cache holds keys and values."""
         return self.ordered_blocks[0].sa.q_bias.dtype

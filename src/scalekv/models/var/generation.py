@@ -55,6 +55,7 @@ def generate(
     forced_tokens: Sequence[Tensor] = (),
     forced_mask: Masks = None,
     on_segment: OnSegment | None = None,
+    gradients: bool = False,
 ) -> Generation:
     """Draw the tokens of every segment (the published autoregressive loop, restated).
 
@@ -73,6 +74,7 @@ def generate(
             consumed its randomness.
         forced_mask: where they do, see `Forced`; default everywhere.
         on_segment: called after each segment.
+        gradients: run the network with gradients, so that the logits of ``on_segment`` have some; the draws have none.
 
     Raises:
         InvalidInput: a list of weights shorter than the schedule, guidance without unconditional rows, forced tokens of
@@ -88,10 +90,11 @@ def generate(
     for segment, shape in zip(schedule, shapes, strict=True):
         step = segment.index
         cache.begin(segment)
-        logits = transformer(seen, condition, segment, cache)
-        if condition.guided:
-            logits = mix_guidance(logits, 1 + weights[step])
-        filtered = filter_logits(logits, top_k, top_p)
+        with torch.set_grad_enabled(gradients):
+            logits = transformer(seen, condition, segment, cache)
+            if condition.guided:
+                logits = mix_guidance(logits, 1 + weights[step])
+        filtered = filter_logits(logits.detach(), top_k, top_p)
         drawn, inside = forced.into(sample_tokens(filtered, generator).view(shape), step)
         tokens.append(drawn)
         codes = codebook.lookup(drawn)

@@ -227,6 +227,11 @@ class VARTransformer(ModelMixin, ConfigMixin):
         return [cast("VARBlock", block) for block in self.blocks]
 
     @property
+    def choices(self) -> int:
+        """The values that one drawn number can take: logits are (B, tokens, draws * choices)."""
+        return int(self.config.vocab_size)
+
+    @property
     def attention_dtype(self) -> torch.dtype:
         """The dtype self attention computes in, and in which its cache holds keys and values."""
         return self.ordered_blocks[0].attn.q_bias.dtype
