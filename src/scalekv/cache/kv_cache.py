@@ -314,14 +314,10 @@ class KVCache:
         """An empty history for what the candidates of this segment are merged to."""
         plan, group, index = self.plan, store.plan, segment.index
         rows, kept, head_dim = plan.geometry.rows, plan.carried(group, index), plan.geometry.head_dim
-        sizes, dtype = (head_dim, head_dim), self.dtype
+        sizes, dtype = [head_dim, head_dim], self.dtype
         if plan.holds_coded(group, index + 1):
-            key_codec, value_codec = group.halves_at(index + 1)
-            width = self.dtype.itemsize
-            sizes, dtype = (
-                (key_codec.vector_bytes(head_dim, width), value_codec.vector_bytes(head_dim, width)),
-                torch.uint8,
-            )
+            halves, dtype = group.halves_at(index + 1), torch.uint8
+            sizes = [half.vector_bytes(head_dim, self.dtype.itemsize) for half in halves]
         shape = (rows, len(group.heads), kept)
         return _Store(
             group,

@@ -130,7 +130,7 @@ def scale_similarity(key: Tensor, schedule: Schedule, segment: Segment) -> Tenso
 
 
 def merging_loss(query: Tensor, key: Tensor, value: Tensor, segment: Segment, history: int) -> Tensor:
-    """The squared error of attention's output if the history had been merged to fewer tokens, as `Bytewise` does [ours].
+    """The squared error of attention's output if history had been merged to fewer tokens, as `Bytewise` does [ours].
 
     Args:
         query: see above.

@@ -92,8 +92,11 @@ class RecordingCache(KVCache):
         with torch.no_grad():
             super().attend(layer, query.detach(), key.detach(), value.detach())
         keys, values = (new if old is None else torch.cat([old, new], dim=2) for old, new in held)
-        self._outputs.append(attention(query, keys, values))
-        return self._outputs[-1]
+        output = attention(query, keys, values)
+        if not output.requires_grad:  # all weights are frozen
+            output.requires_grad_()
+        self._outputs.append(output)
+        return output
 
     def differentiate(self, logits: Tensor, choices: int) -> None:
         """Measure how the distribution of this segment's draws depends on the output of every head.

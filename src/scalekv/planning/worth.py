@@ -104,7 +104,7 @@ class _Step(NamedTuple):
 
 
 def shared_pool(losses: Sequence[Loss], pool: int, least: int, available: Sequence[int]) -> list[int]:
-    """Tokens of every head that make the summed loss smallest: the steepest pieces of all curves until the pool is full.
+    """Tokens of every head that make the summed loss smallest: the steepest pieces of all curves first.
 
     Args:
         losses: of every head.

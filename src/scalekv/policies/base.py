@@ -256,7 +256,7 @@ class _PlanBuilder:
         return self._coded_from(plan, 1)
 
     def _finer(self, plan: CachePlan, start: int) -> CachePlan:
-        """``plan``, coded from ``start`` on, with history in the policy's finer codecs for as long as all of it fits."""
+        """``plan``, coded from ``start`` on, in the policy's finer codecs for as long as all of the history fits."""
         finer: tuple[tuple[int, Codec], ...] = ()
         for codec in map(Codec.parse, self.policy.finer_codecs):
             end = start

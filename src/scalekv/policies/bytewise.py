@@ -20,7 +20,7 @@ from scalekv.policies.observation import ObservingPolicy
 if TYPE_CHECKING:
     from torch import Tensor
 
-_EIGHT = Codec.parse("int8").halves
+_EIGHT = 8
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class Bytewise(ObservingPolicy):
     def finer_codecs(self) -> tuple[str, ...]:
         """Eight bits, if ``codec`` is coarser."""
         halves = Codec.parse(self.codec).halves
-        return ("int8",) if self.merges and all(0 < half.bits <= 8 for half in halves) and halves != _EIGHT else ()
+        coarser = all(half.bits for half in halves) and any(half.bits < _EIGHT for half in halves)
+        return ("int8",) if self.merges and coarser else ()
 
     def observation(self, segment: Segment) -> tuple[int, ...]:
         """No queries where tokens are merged."""
