@@ -50,9 +50,9 @@ def geometries(draw, layers: int = 5, heads: int = 3, **sizes) -> CacheGeometry:
 
 MEASURED = {
     "statistics": ("asi", "window_entropy", "window_variance", "scale_similarity"),
-    "head_statistics": ("sigma",),
+    "head_statistics": ("sigma", "sensitivity"),
     "source_statistics": ("mass",),
-    "curves": ("snapkv",),
+    "curves": ("snapkv", "merging"),
 }
 """The tables that methods ask for."""
 
@@ -124,9 +124,16 @@ def _language_model_baselines() -> st.SearchStrategy[Policy]:
         st.builds(AdaKV, **snap, alpha=share, groups=st.integers(1, 3)),
         st.builds(
             Bytewise,
+            rounds=st.integers(0, 1),
+            allocation=st.sampled_from(["sensitivity", "uniform"]),
+            floor=share,
+            groups=st.integers(1, 3),
+        ),
+        st.builds(
+            Bytewise,
             timing=times,
             queries=st.sampled_from(["uniform:64", "uniform:5", "all"]),
-            importance=st.sampled_from(["damage", "attention"]),
+            reduction=st.sampled_from(["damage", "attention"]),
         ),
         st.builds(H2O, timing=times, recent_fraction=share, per_query=st.booleans()),
     )

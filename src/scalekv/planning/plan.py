@@ -253,7 +253,14 @@ class CachePlan:
 
     def counted(self, group: HeadGroup, segment: int) -> bool:
         """Whether history of ``group`` for ``segment`` holds tokens that stand for several, so that all are counted."""
-        return any(self.merges(group, earlier) for earlier in range(segment))
+        return self.merging and segment > self._first_merge[group]
+
+    @cached_property
+    def _first_merge(self) -> dict[HeadGroup, int]:
+        """The first segment after which a group's tokens are merged; the number of segments for never."""
+        last = len(self.geometry.schedule)
+        groups = {group for layer in self.layers for group in layer}
+        return {group: next((at for at in range(last) if self.merges(group, at)), last) for group in groups}
 
     def group_bytes(self, group: HeadGroup, segment: int) -> int:
         """Bytes of history that ``group`` holds for ``segment``; 0 past the last segment."""

@@ -104,7 +104,7 @@ class Schedule:
             ends.append(total)
         return tuple(ends)
 
-    @property
+    @cached_property
     def tokens(self) -> tuple[int, ...]:
         """Tokens of every segment, ``(n_0, ..., n_{K-1})``."""
         return tuple(segment.tokens for segment in self.segments)

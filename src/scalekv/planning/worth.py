@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -30,7 +32,20 @@ Loss = tuple[tuple[float, float], ...]
 """Points (tokens kept, loss), both strictly monotonic and convex; the last point has loss 0."""
 
 
-def head_losses(profile: Profile, boundary: int) -> list[Loss]:
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """A profile as a key of the cache: the same object, not an equal one."""
+
+    profile: Profile
+
+    def __hash__(self) -> int:
+        return id(self.profile)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Known) and other.profile is self.profile
+
+
+def head_losses(profile: Profile, boundary: int) -> tuple[Loss, ...]:
     """The loss ``J`` of every head (``layer * heads + head``) by the tokens that it carries over a boundary.
 
     Args:
@@ -40,12 +55,18 @@ def head_losses(profile: Profile, boundary: int) -> list[Loss]:
     Raises:
         ProfileError: a table is missing.
     """
+    return _head_losses(_Known(profile), boundary)
+
+
+@lru_cache(maxsize=64)
+def _head_losses(known: _Known, boundary: int) -> tuple[Loss, ...]:
+    profile = known.profile
     curves, tokens = profile.curve_table("merging")[boundary], profile.schedule.start(boundary + 1)
-    return [
+    return tuple(
         _convex(_fine([weight * error for error in curve], tokens))
         for curves_of_layer, weights in zip(curves, _weights(profile, boundary), strict=True)
         for curve, weight in zip(curves_of_layer, weights, strict=True)
-    ]
+    )
 
 
 def _weights(profile: Profile, boundary: int) -> list[list[float]]:

@@ -109,7 +109,9 @@ class Bytewise(ObservingPolicy):
             return uniform(geometry, slots)
         least = max(1, math.floor(self.floor * slots / heads))
 
-        def divide(segment: int, available: Sequence[int]) -> list[int]:
+        def divide(segment: int, available: Sequence[int]) -> Sequence[int]:
+            if sum(available) <= slots:
+                return available
             return shared_pool(head_losses(profile, segment - 1), slots, least, available)
 
         quotas = over_segments(geometry.schedule, heads, divide)
