@@ -34,6 +34,9 @@ class BlockCausal:
         together: segments that end before so many tokens share one masked product; every later one has its own.
     """
 
+    dtype = None
+    """What comes is taken as it is: autocast decides, where there is any."""
+
     def __init__(self, schedule: Schedule, device: torch.device, together: int = 100) -> None:
         owner = torch.repeat_interleave(torch.arange(len(schedule)), torch.tensor(schedule.tokens)).to(device)
         self.visible = owner[:, None] >= owner[None, :]

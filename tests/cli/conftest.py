@@ -38,6 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "SEED",
         "OUT",
         "DTYPE",
+        "CACHE_DTYPE",
         "DEVICE",
         "MEMORY",
         "POLICIES",

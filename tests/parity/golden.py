@@ -104,6 +104,8 @@ def gap(ours: Tensor, theirs: Tensor, limit: float) -> float:
 class ConcatCache:
     """Keeps every key and value by concatenation: the published arithmetic, written without our cache."""
 
+    dtype = None
+
     def __init__(self) -> None:
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}

@@ -91,7 +91,7 @@ def calibrate(
         ProfileError: ``earlier`` is of another model, schedule or settings, or holds one of the pictures already.
     """
     _check(prompts, queries, top, generation)
-    texts = [str(prompt) for prompt in prompts]
+    texts, held = [str(prompt) for prompt in prompts], pipeline.attention_dtype
     details = {
         "prompts": len(texts),
         "runs": [{"seed": seed, "prompts": texts}],
@@ -99,6 +99,7 @@ def calibrate(
         "top": top,
         "sensitivity": sensitivity,
         "dtype": str(pipeline.transformer.dtype).removeprefix("torch."),
+        **({} if held == pipeline.weights_dtype else {"cache_dtype": str(held).removeprefix("torch.")}),
         "torch": torch.__version__,
         "scalekv": __version__,
         **{key: _plain(value) for key, value in generation.items() if value is not None},

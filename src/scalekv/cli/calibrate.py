@@ -13,6 +13,7 @@ from scalekv.cli.loading import SCENES, check_model, open_model
 from scalekv.cli.options import (
     SAMPLING,
     Aspect,
+    CacheDtype,
     Device,
     Dtype,
     Guidance,
@@ -58,6 +59,7 @@ def calibrate(
     ] = 0,
     guidance: Guidance = None,
     dtype: Dtype = None,
+    cache_dtype: CacheDtype = None,
     device: Device = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -70,6 +72,7 @@ def calibrate(
     """
     output, begin = Output(json=json, quiet=quiet), time.perf_counter()
     prompts, wanted, kind = read_prompts(prompts_file), PictureSize.parse(size, aspect), dtype_from(dtype)
+    held = dtype_from(cache_dtype, "--cache-dtype")
     check_guidance(guidance)
     checked("--seed", seed, lambda value: 0 <= value < 2**62, "a whole number from 0")
     if queries < 1 or top < 1:
@@ -83,7 +86,7 @@ def calibrate(
     with output.guarded():
         from scalekv.calibration import calibrate as measure
 
-        pipeline = open_model(model, kind, device)
+        pipeline = open_model(model, kind, device, held)
         if hasattr(pipeline, "class_names") and wanted.pipeline_arguments():
             raise InvalidInput(f"{model} draws one size only; leave --size and --aspect out.")
         with output.progress("calibrating", len(prompts)) as steps:

@@ -16,6 +16,7 @@ from scalekv.cli.options import (
     CACHE,
     OUTPUT,
     Aspect,
+    CacheDtype,
     CodecOption,
     Device,
     Dtype,
@@ -84,6 +85,7 @@ def compare(
     top_k: TopK = None,
     top_p: TopP = None,
     dtype: Dtype = None,
+    cache_dtype: CacheDtype = None,
     device: Device = None,
     out: Annotated[
         str | None,
@@ -103,6 +105,7 @@ def compare(
     """
     output, begin = Output(json=json, quiet=quiet), time.perf_counter()
     wanted, kind = PictureSize.parse(size, aspect), dtype_from(dtype)
+    held = dtype_from(cache_dtype, "--cache-dtype")
     listed = _listed("--budgets", budgets)
     rows = [[policy_from(name, budget, strict, codec) for budget in listed] for name in _listed("--policies", policies)]
     _check_different(rows)
@@ -121,7 +124,7 @@ def compare(
     arguments = {**wanted.pipeline_arguments(), **sampling}
     request = Request(subjects, 1, number, [sheet], supplied, arguments)
     with output.guarded():
-        pipeline = open_model(model, kind, device)
+        pipeline = open_model(model, kind, device, held)
         check_subject(model, class_name is not None, pipeline)
         comparison = Contest(Run(output, model, pipeline, request), rows).draw()
         comparison.write(sheet, folder)

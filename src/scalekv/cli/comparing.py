@@ -139,7 +139,9 @@ class Comparison:
         """What was drawn, in a few words."""
         settings = self.settings
         size = f"{settings['width']}x{settings['height']}"
-        return f"{settings['model']}, {size}, {settings['dtype']}, seed {self.run.request.seed}"
+        dtype, held = settings["dtype"], settings["cache_dtype"]
+        types = dtype if dtype == held else f"{dtype} with a cache in {held}"
+        return f"{settings['model']}, {size}, {types}, seed {self.run.request.seed}"
 
     def table(self) -> list[list[str]]:
         """Lines for people, the full cache first."""

@@ -177,6 +177,7 @@ class Run:
             "segments": len(drawn.schedule),
             **sampling,
             "dtype": str(self.pipeline.transformer.dtype).removeprefix("torch."),
+            "cache_dtype": str(self.pipeline.attention_dtype).removeprefix("torch."),
             "device": str(self.pipeline.device),
         }
 

@@ -16,6 +16,7 @@ from scalekv.cli.options import (
     OUTPUT,
     PICTURE,
     Aspect,
+    CacheDtype,
     Device,
     Dtype,
     Guidance,
@@ -113,6 +114,7 @@ def evaluate(
     top_k: TopK = None,
     top_p: TopP = None,
     dtype: Dtype = None,
+    cache_dtype: CacheDtype = None,
     device: Device = None,
     save_pictures: Annotated[
         bool, option("--save-pictures", panel=OUTPUT, help="Keep all pictures, for 'scalekv export'.")
@@ -156,6 +158,7 @@ def evaluate(
     wanted = Wanted(
         model=model,
         dtype=kind,
+        cache_dtype=dtype_from(cache_dtype, "--cache-dtype"),
         device=device,
         grid=grid,
         subjects=None if classes is not None else prompts_from(prompts or "scenes", limit),

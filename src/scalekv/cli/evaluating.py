@@ -35,6 +35,7 @@ class Wanted:
     Args:
         model: name or folder.
         dtype: of the model.
+        cache_dtype: of its cache; default that of the model.
         device: where it runs; default this process's GPU, or the best there is.
         grid: methods, budgets and seeds.
         subjects: prompts; ``None`` for classes.
@@ -53,6 +54,7 @@ class Wanted:
 
     model: str
     dtype: str | None
+    cache_dtype: str | None
     device: str | None
     grid: Grid
     subjects: tuple[Subject, ...] | None
@@ -110,7 +112,7 @@ class Evaluation:
             from scalekv.evaluation.runner import evaluate, lacking
 
             wanted = self.wanted
-            pipeline = open_model(wanted.model, wanted.dtype, self._device())
+            pipeline = open_model(wanted.model, wanted.dtype, self._device(), wanted.cache_dtype)
             check_subject(wanted.model, wanted.subjects is None, pipeline, option="--classes")
             request = wanted.request(pipeline)
             self._begin(request)

@@ -15,6 +15,7 @@ from scalekv.cli.options import (
     PICTURE,
     Aspect,
     BudgetOption,
+    CacheDtype,
     CodecOption,
     Device,
     Dtype,
@@ -80,6 +81,7 @@ def generate(
     top_k: TopK = None,
     top_p: TopP = None,
     dtype: Dtype = None,
+    cache_dtype: CacheDtype = None,
     device: Device = None,
     out: Annotated[
         str | None,
@@ -110,7 +112,7 @@ def generate(
     if classes:
         check_class_options(temperature=temperature, negative=negative, size=size, aspect=aspect)
         model = TINY_CLASSES if model in (SCENES, TINY) else model
-    name = dtype_from(dtype)
+    name, held = dtype_from(dtype), dtype_from(cache_dtype, "--cache-dtype")
     texts, numbers = [text for text in prompts for _ in range(count)], range(number, number + len(prompts) * count)
     paths = picture_paths(out, texts, numbers, sheets=compare)
     check_model(model)
@@ -118,6 +120,6 @@ def generate(
     arguments = {**wanted.pipeline_arguments(), **sampling}
     request = Request(prompts, count, number, paths, supplied, arguments)
     with output.guarded():
-        pipeline = open_model(model, name, device)
+        pipeline = open_model(model, name, device, held)
         check_subject(model, bool(classes), pipeline)
         Run(output, model, pipeline, request).draw(chosen, compare)

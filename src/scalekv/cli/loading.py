@@ -106,8 +106,14 @@ def _check_text_encoder(folder: Path) -> None:
         )
 
 
-def open_model(name: str, dtype: str | None, device: str | None) -> InfinityPipeline:
+def open_model(name: str, dtype: str | None, device: str | None, cache_dtype: str | None = None) -> InfinityPipeline:
     """Load a pipeline onto a device.
+
+    Args:
+        name: of the model.
+        dtype: of the weights; default as stored.
+        device: where; default the best there is.
+        cache_dtype: of the cache; default that of the weights.
 
     Raises:
         InvalidInput: no such model or device.
@@ -131,6 +137,7 @@ def open_model(name: str, dtype: str | None, device: str | None) -> InfinityPipe
     else:
         found: Any = load_pipeline(folder if folder.is_dir() else name, dtype=dtype, device=place)
         pipeline = found
+    pipeline.cache_dtype = cache_dtype
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

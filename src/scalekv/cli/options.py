@@ -125,6 +125,16 @@ Dtype = Annotated[
     str | None,
     option("--dtype", env="DTYPE", metavar="NAME", help="float32, bfloat16 or float16. Default as stored."),
 ]
+CacheDtype = Annotated[
+    str | None,
+    option(
+        "--cache-dtype",
+        panel=CACHE,
+        env="CACHE_DTYPE",
+        metavar="NAME",
+        help="What attention computes in and the cache holds: float32, bfloat16 or float16. Default that of the model.",
+    ),
+]
 Device = Annotated[
     str | None,
     option("--device", env="DEVICE", metavar="NAME", help="cpu, cuda, cuda:1 or mps. Default the best there is."),
@@ -153,19 +163,19 @@ def policy_from(name: str, budget: str | None, strict: bool, codec: str = "none"
     return make_policy(name, budget, strict=strict, codec=codec)
 
 
-def dtype_from(text: str | None) -> str | None:
-    """The full name of a floating-point type.
+def dtype_from(text: str | None, name: str = "--dtype") -> str | None:
+    """The full name of a floating-point type, the value of the option ``name``.
 
     Raises:
         InvalidInput: an unknown one.
     """
     if text is None:
         return None
-    name = text.strip().lower().removeprefix("torch.")
-    name = _DTYPE_NICKNAMES.get(name, name)
-    if name not in DTYPES:
-        raise InvalidInput(f"Unknown dtype {text!r}; choose one of {', '.join(DTYPES)}.")
-    return name
+    dtype = text.strip().lower().removeprefix("torch.")
+    dtype = _DTYPE_NICKNAMES.get(dtype, dtype)
+    if dtype not in DTYPES:
+        raise InvalidInput(f"{name} is {text!r}; choose one of {', '.join(DTYPES)}.")
+    return dtype
 
 
 def profile_from(name: str | None) -> Profile | None:

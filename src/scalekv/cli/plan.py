@@ -74,7 +74,7 @@ def plan(
     ] = 1,
     guidance: Guidance = None,
     dtype: Annotated[
-        str, option("--dtype", env="DTYPE", metavar="NAME", help="float32, bfloat16 or float16.")
+        str, option("--dtype", env="DTYPE", metavar="NAME", help="Of weights and cache: float32, bfloat16 or float16.")
     ] = "bfloat16",
     json: Json = False,
 ) -> None:

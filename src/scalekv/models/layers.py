@@ -24,6 +24,10 @@ Turn = Callable[[Tensor], Tensor]
 class AttentionCache(Protocol):
     """What the network asks of a cache; ``scalekv.cache.KVCache`` is one."""
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What the network rounds queries, keys and values to; ``None`` leaves them as they come."""
+
     def begin(self, segment: Segment) -> None:
         """Start ``segment``; every layer attends once before the next one begins."""
 
@@ -136,27 +140,33 @@ class SelfAttention(nn.Module):
     def forward(self, states: Tensor, layer: int, cache: AttentionCache, turn: Turn | None = None) -> Tensor:
         """Attend with (rows, tokens, width) ``states`` as ``layer`` of the network; same shape back.
 
-        ``turn`` gives queries and keys (rows, heads, tokens, head_dim) their positions, in at least float32.
+        The linear maps compute in the dtype of ``states``, attention in that of ``cache``. ``turn`` gives queries and
+        keys (rows, heads, tokens, head_dim) their positions, in at least float32.
         """
+        dtype = cache.dtype
 
         def projected_query(positions: Tensor) -> Tensor:
             chosen = states.index_select(1, positions.to(states.device))
-            return self._split_heads(self.mat_qkv(chosen).chunk(3, dim=-1)[0])
+            bare = self._split_heads(self.mat_qkv(chosen).chunk(3, dim=-1)[0])
+            return bare if dtype is None else bare.to(dtype)
 
-        query, key, value = self._project(states, turn)
+        query, key, value = self._project(states, turn, dtype)
         out = cache.attend(layer, query, key, value, projected_query=projected_query)
         del query, key, value
-        merged: Tensor = self.proj(out.transpose(1, 2).flatten(2))
+        out = out.transpose(1, 2).flatten(2)
+        merged: Tensor = self.proj(out if dtype is None else out.to(states.dtype))
         return merged
 
     def _split_heads(self, states: Tensor) -> Tensor:
         heads: Tensor = states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
         return heads
 
-    def _project(self, states: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, states: Tensor, turn: Turn | None, dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value (rows, heads, tokens, head_dim) in ``dtype``, by default that of the linear map."""
         # The bias is added outside of the linear map so that quantised replacements of nn.Linear fit.
         query, key, value = self.mat_qkv(states).chunk(3, dim=-1)
-        value = self._split_heads(value + self.v_bias.to(value.dtype)).contiguous()
+        dtype = dtype or value.dtype
+        value = self._split_heads(value + self.v_bias.to(value.dtype)).to(dtype).contiguous()
         query = self._split_heads(widen(query) + widen(self.q_bias))
         key = self._split_heads(widen(key) + widen(self.zero_k_bias))
         if self.cos_attn:
@@ -167,7 +177,7 @@ class SelfAttention(nn.Module):
             query = query * self.scale
         if turn is not None:
             query, key = turn(query), turn(key)
-        return query.to(value.dtype), key.to(value.dtype), value
+        return query.to(dtype), key.to(dtype), value
 
 
 class FeedForward(nn.Module):

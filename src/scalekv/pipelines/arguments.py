@@ -18,6 +18,26 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 LARGEST = 1e6
 """Most that logits are multiplied by in one go; far more would overflow float32."""
 
+CACHE_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check_cache_dtype(given: Any) -> torch.dtype | None:
+    """What a cache holds, as a type or by name, such as ``"bfloat16"``; ``None`` stays.
+
+    Raises:
+        InvalidInput: another type, or none.
+    """
+    if given is None:
+        return None
+    name = (given if isinstance(given, str) else str(given)).removeprefix("torch.")
+    if not isinstance(given, (str, torch.dtype)) or name not in CACHE_DTYPES:
+        raise InvalidInput(
+            f"cache_dtype is {given!r:.80}, and a cache holds {', '.join(CACHE_DTYPES[:-1])} or {CACHE_DTYPES[-1]}; "
+            f"choose one of these, or None for that of the model."
+        )
+    found: torch.dtype = getattr(torch, name)
+    return found
+
 
 def check_texts(name: str, texts: Any) -> list[str]:
     """One text or several as a list.

@@ -14,6 +14,7 @@ from typing_extensions import Self
 from scalekv.errors import InvalidInput
 from scalekv.models.inspection import PROFILE_FILE
 from scalekv.pipelines import folders
+from scalekv.pipelines.arguments import check_cache_dtype
 from scalekv.planning import CacheGeometry, Profile, Schedule
 
 P = ParamSpec("P")
@@ -45,15 +46,17 @@ class NextScalePipeline(DiffusionPipeline):
 
     Attributes:
         profile: calibration profile of this model, read from and saved as ``profile.json`` in its folder.
+        cache_dtype: what self attention computes in and the cache holds; ``None`` is the type of the weights.
     """
 
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "logits"]
-    _carried: ClassVar[tuple[str, ...]] = ("profile",)
+    _carried: ClassVar[tuple[str, ...]] = ("profile", "cache_dtype")
     """Attributes beside the parts that `from_pipe` hands on."""
 
     def __init__(self) -> None:
         super().__init__()
         self.profile: Profile | None = None
+        self._cache_dtype: torch.dtype | None = None
         self._interrupt = False
         self._calls = 0
 
@@ -158,8 +161,29 @@ class NextScalePipeline(DiffusionPipeline):
         )
 
     @property
+    def cache_dtype(self) -> torch.dtype | None:
+        """What self attention computes in and the cache holds, by default (``None``) the type of the weights.
+
+        Linear maps keep the type of their weights. Can be set at any time, as a type or by name, and counts from the
+        next call on; it is not saved in the pipeline's folder.
+
+        Raises:
+            InvalidInput: when set to anything but float32, bfloat16, float16 or ``None``.
+        """
+        return self._cache_dtype
+
+    @cache_dtype.setter
+    def cache_dtype(self, given: torch.dtype | str | None) -> None:
+        self._cache_dtype = check_cache_dtype(given)
+
+    @property
     def attention_dtype(self) -> torch.dtype:
-        """The dtype that attention computes in, and the cache holds."""
+        """The dtype that self attention computes in, and the cache holds."""
+        return self.cache_dtype or self.weights_dtype
+
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """The dtype that the transformer's linear maps compute in."""
         stored: torch.dtype = self.transformer.attention_dtype
         # Layerwise casting stores a byte per weight and computes in the type the model reports.
         return stored if stored.itemsize > 1 else self.transformer.dtype

@@ -34,7 +34,7 @@ class InfinityPipeline(NextScalePipeline):
     ``DiffusionPipeline.from_pretrained`` looks for the class among those of diffusers and does not find it.
 
     ``InfinityPipeline.from_pipe(pipeline)`` makes a second pipeline on the same weights. ``InfinityPipeline(
-    **pipeline.components)`` does too, but leaves ``model_name`` and ``profile`` behind; pass and set them.
+    **pipeline.components)`` does too, but leaves ``model_name`` and the attributes behind; pass and set them.
 
     Args:
         transformer: an ``InfinityTransformer``.
@@ -46,6 +46,7 @@ class InfinityPipeline(NextScalePipeline):
 
     Attributes:
         profile: calibration profile of this model, read from and saved as ``profile.json`` in its folder.
+        cache_dtype: what self attention computes in and the cache holds; ``None`` is the type of the weights.
 
     Raises:
         CheckpointError: parts that do not belong together.

@@ -11,6 +11,7 @@ import torch
 from scalekv.errors import CheckpointError, InvalidInput
 from scalekv.models.catalog import model_names, model_spec
 from scalekv.pipelines import folders
+from scalekv.pipelines.arguments import check_cache_dtype
 from scalekv.pipelines.building import as_dtype
 from scalekv.pipelines.infinity import InfinityPipeline
 from scalekv.pipelines.var import VARPipeline
@@ -27,6 +28,7 @@ def load_pipeline(
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    cache_dtype: torch.dtype | str | None = None,
     **options: Any,
 ) -> DiffusionPipeline:
     """Load the pipeline that a folder's or hub repository's ``model_index.json`` names.
@@ -36,15 +38,17 @@ def load_pipeline(
         dtype: of the networks, such as ``torch.bfloat16`` or ``"bfloat16"``; default as stored. The picture decoder
             and the text encoder follow it.
         device: where to put the pipeline; default the CPU.
+        cache_dtype: what self attention computes in and the cache holds, such as ``torch.bfloat16`` under weights in
+            float32; default that of the weights.
         options: passed to the pipeline's ``from_pretrained``.
 
     Raises:
-        InvalidInput: no such folder or hub name, or a folder of another kind; official checkpoint files are named as
-            such, with the command that converts them.
+        InvalidInput: no such type, folder or hub name, or a folder of another kind; official checkpoint files are
+            named as such, with the command that converts them.
         CheckpointError: a component is missing, truncated or of another shape.
     """
     _refuse_model_name(path_or_name)
-    placed = _device(device)
+    placed, held = _device(device), check_cache_dtype(cache_dtype)
     folder = folders.local_folder(InfinityPipeline, path_or_name, options)
     name = folders.read_index(folder)["_class_name"]
     if name not in PIPELINES:
@@ -59,6 +63,7 @@ def load_pipeline(
         raise CheckpointError(
             f"{path_or_name} cannot be loaded ({str(error).splitlines()[0][:200]}); copy or convert it again."
         ) from error
+    pipeline.cache_dtype = held
     return pipeline if placed is None else pipeline.to(placed)
 
 

@@ -35,7 +35,7 @@ class VARPipeline(NextScalePipeline):
     ``DiffusionPipeline.from_pretrained`` looks for the class among those of diffusers and does not find it.
 
     ``VARPipeline.from_pipe(pipeline)`` makes a second pipeline on the same weights. ``VARPipeline(
-    **pipeline.components)`` does too, but leaves ``model_name``, ``profile`` and ``class_names`` behind.
+    **pipeline.components)`` does too, but leaves ``model_name`` and the attributes behind.
 
     Args:
         transformer: a ``VARTransformer``.
@@ -45,6 +45,7 @@ class VARPipeline(NextScalePipeline):
 
     Attributes:
         profile: calibration profile of this model, read from and saved as ``profile.json`` in its folder.
+        cache_dtype: what self attention computes in and the cache holds; ``None`` is the type of the weights.
         class_names: one entry per class, its names separated by commas; those of ImageNet for a model of 1000 classes,
             else ``None`` until set (`scalekv.models.var.classes.read_class_names` reads a file).
 
@@ -53,7 +54,7 @@ class VARPipeline(NextScalePipeline):
     """
 
     model_cpu_offload_seq = "transformer->vae"
-    _carried: ClassVar[tuple[str, ...]] = ("profile", "class_names")
+    _carried: ClassVar[tuple[str, ...]] = ("profile", "cache_dtype", "class_names")
 
     def __init__(
         self, transformer: VARTransformer, vae: VQAutoencoder, scheduler: VARScheduler, model_name: str | None = None

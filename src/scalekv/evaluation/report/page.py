@@ -86,7 +86,7 @@ def _facts(contents: Contents) -> Markup:
         "measured": f"{len(contents.labels)} methods at {', '.join(contents.budgets)}, {len(contents.prompts)} prompts"
         + (f" at {len(seeds)} seeds" if len(seeds) > 1 else f", seed {seeds[0]}"),
         "against": f"the full cache, same seeds; {format_bytes(lossless)} for {contents.batch_words} "
-        f"({settings.get('dtype')}) is 100 %",
+        f"({settings.get('cache_dtype', settings.get('dtype'))}) is 100 %",
         "schedule": str(contents.schedule),
         "sampling": ", ".join(f"{name} {value}" for name, value in settings.get("generation", {}).items()),
         "machine": ", ".join(str(machine[name]) for name in ("processor", "device", "platform") if machine.get(name)),

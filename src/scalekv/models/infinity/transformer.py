@@ -473,7 +473,7 @@ class InfinityTransformer(ModelMixin, ConfigMixin):
 
     @property
     def attention_dtype(self) -> torch.dtype:
-        """The dtype self attention computes in, and in which its cache holds keys and values."""
+        """The dtype that linear maps compute in; self attention and its cache too, unless the cache has its own."""
         return self.ordered_blocks[0].sa.q_bias.dtype
 
     def build_rope(self, schedule: Schedule, extent: tuple[int, int], device: torch.device | None = None) -> RopeTables:

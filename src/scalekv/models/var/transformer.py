@@ -233,7 +233,7 @@ class VARTransformer(ModelMixin, ConfigMixin):
 
     @property
     def attention_dtype(self) -> torch.dtype:
-        """The dtype self attention computes in, and in which its cache holds keys and values."""
+        """The dtype that linear maps compute in; self attention and its cache too, unless the cache has its own."""
         return self.ordered_blocks[0].attn.q_bias.dtype
 
     def prepare_classes(self, labels: Sequence[int], guided: bool = True) -> ClassCondition:
