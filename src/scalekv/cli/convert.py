@@ -49,7 +49,7 @@ def convert(
     for what, path in (("transformer", source), ("VAE", vae)):
         if not path.exists():
             raise CheckpointError(f"There is no {what} at {path}; give the downloaded file or folder.")
-    check_new_folder(out, overwrite)
+    check_new_folder(out, overwrite=overwrite)
     with output.guarded():
         quiet_libraries()
         from scalekv.models.inspection import inspect_checkpoint

@@ -154,7 +154,7 @@ def evaluate(
     check_subject(model, classes is not None, option="--classes")
     archives = None if npz is None else expanded(npz)
     if archives is not None:
-        check_new_folder(archives, overwrite=False)
+        check_new_folder(archives, "--npz")
     wanted = Wanted(
         model=model,
         dtype=kind,
