@@ -88,7 +88,7 @@ def test_classes(answer, monkeypatch, folder):
         (["a", "--budgets", "10%,0.1"], "at 10% is listed twice"),
         (["a", "--policies", "full", "--budgets", "10%,4%"], "None of the methods can be planned"),
         (["a", "--out", "a.txt"], "a.txt"),
-        (["a", "--pictures", "taken"], "taken exists already"),
+        (["a", "--pictures", "taken"], "taken exists already; choose another --pictures."),
         (["a", "--pictures", "no/where"], "no folder"),
         (["--class", "1", "--negative", "fog"], "--negative is 'fog'"),
     ],

@@ -138,6 +138,16 @@ def test_classes_and_their_archive(run: Callable, folder: Path) -> None:
             assert archive["arr_0"].shape == (6, 48, 48, 3)
 
 
+def test_classes_by_name(answer: Callable, folder: Path, monkeypatch: pytest.MonkeyPatch, models: Any) -> None:
+    names = tuple(f"animal {index}, beast {index}" for index in range(20))
+    monkeypatch.setattr(models["tiny-random-var"], "class_names", names)
+    words = ("--policies", "random", "--classes")
+    assert answer(*EVALUATE, *words, "3, Animal 7,beast 9, 11-12")["results"] == 10
+    drawn = [one.text for one in RunFolder.open(folder / "run").info.subjects]
+    assert drawn == ["3", "7", "9", "11", "12"]
+    assert answer(*EVALUATE, *words, "3,7,9,11-12")["results"] == 10  # nothing new
+
+
 def test_export(run: Callable, answer: Callable, folder: Path) -> None:
     assert run(*EVALUATE, "--prompts", "p.txt", "--save-pictures", "--quiet").exit_code == 0
     found = answer("export", "run", "out", "--layout", "fid", "--policy", "random")
@@ -171,7 +181,9 @@ BAD = {
     "fid": (["--metric", "fid"], "FID needs torch_fidelity, which is not installed"),
     "another folder": (["--out", "."], "is no run of 'scalekv evaluate'"),
     "a file": (["--out", "p.txt"], "is no run of 'scalekv evaluate'"),
-    "archives": (["--npz", "full"], "full exists already"),
+    "archives": (["--npz", "full"], "full exists already; choose another --npz."),
+    "archives in a file": (["--npz", "p.txt"], "choose a folder for --npz."),
+    "archives nowhere": (["--npz", "a/b"], "there is no folder"),
     "no model": (["--model", "./none"], "There is no model folder"),
 }
 

@@ -55,6 +55,18 @@ def test_convert_and_info(answer, folder, official):
     assert answer("info", f"{official}/v.pth")["config"]["shared_phis"] == 4
 
 
+def test_convert_a_file_that_does_not_tell_all(answer, run, folder):
+    """Neither the scales of its tokens nor, with plain attention, its heads."""
+    state = transformer_state(depth=1, patch_nums=SIDES, width=64, num_heads=2, attn_l2_norm=False)
+    torch.save({name: tensor for name, tensor in state.items() if name not in TRAINING_KEYS}, folder / "t.pth")
+    torch.save(tiny_autoencoder(num_scales=len(SIDES)).state_dict(), folder / "v.pth")
+    words = ("convert", "t.pth", "--vae", "v.pth", "--out", "made")
+    assert "give patch_nums" in run(*words).stderr
+    answer(*words, "--patch-nums", "1, 2,3,4", "--num-heads", "2")
+    config = answer("info", "made")["config"]
+    assert (config["patch_nums"], config["num_heads"]) == (list(SIDES), 2)
+
+
 def test_plan_and_calibrate(answer, folder, model):
     (folder / "classes.txt").write_text("207\ntabby cat\n")
     answer("calibrate", "classes.txt", "--model", model, "--out", "p.json", "--queries", "4")
@@ -109,7 +121,8 @@ def test_classes_for_a_model_of_prompts(run, folder):
         (["compare", "a fox"], "draws classes, not prompts"),
         (["compare", "--class", "1", "--budgets", "0.001%"], "None of the methods can be planned"),
         (["evaluate", "--classes", "0-1000", "--out", "run"], "Class 1000 does not exist"),
-        (["evaluate", "--classes", "fox", "--out", "run"], "write numbers such as '0-9,207'"),
+        (["evaluate", "--classes", "3-1", "--out", "run"], "write numbers and names such as '0-9,207,tabby cat'"),
+        (["evaluate", "--classes", "3,gldn retriever", "--out", "run"], "near are golden retriever (207)"),
         (["evaluate", "--classes", "1", "--per-class", "0", "--out", "run"], "--per-class is 0"),
         (["evaluate", "--classes", "1", "--top-k", "300", "--out", "run"], "the vocabulary of 256, got 300"),
         (["evaluate", "--prompts", "yes.txt", "--out", "run"], "draws classes, not prompts; write --classes 207"),

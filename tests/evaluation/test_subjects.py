@@ -10,7 +10,7 @@ import pytest
 from scalekv.errors import InvalidInput
 from scalekv.evaluation import Subject, read_subjects, scenes_subjects
 from scalekv.evaluation.following import prompt_of
-from scalekv.evaluation.subjects import class_numbers, class_subjects
+from scalekv.evaluation.subjects import class_list, class_subjects
 from scalekv.scenes.prompts import CATEGORIES, benchmark
 
 GENEVAL = {"tag": "counting", "include": [{"class": "bird", "count": 2}], "prompt": "a photo of two birds"}
@@ -96,13 +96,14 @@ def test_as_many_built_in_prompts_as_asked_for(count: int) -> None:
 
 
 def test_classes() -> None:
-    assert class_numbers("0-2, 7") == [0, 1, 2, 7]
-    assert class_numbers("all") is None
+    assert class_list("0-2, 7") == [0, 1, 2, 7]
+    assert class_list("all") is None
     assert [one.text for one in class_subjects([3, 5], 2, 10)] == ["3", "3", "5", "5"]
     assert len(class_subjects(None, 3, 10)) == 30
-    for text in ("", "3-1", "a", "-1", "1,,2", "1.5"):
+    assert class_list("3, tabby cat,T-shirt ,5-6") == [3, "tabby cat", "T-shirt", 5, 6]
+    for text in ("", "3-1", "-1", "1,,2", "1.5", "tabby cat,"):
         with pytest.raises(InvalidInput, match="Cannot read the classes"):
-            class_numbers(text)
+            class_list(text)
     with pytest.raises(InvalidInput, match="classes 0 to 9"):
         class_subjects([10], 1, 10)
     with pytest.raises(InvalidInput, match="at least 1 picture"):

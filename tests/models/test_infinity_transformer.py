@@ -243,6 +243,28 @@ def test_projected_query_is_the_bare_projection() -> None:
     assert seen["asked"]
 
 
+@pytest.mark.parametrize(("weights", "cached"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+@torch.no_grad()
+def test_attention_computes_in_the_dtype_of_the_cache(weights: str, cached: str) -> None:
+    model, wanted, met = tiny_transformer(), getattr(torch, cached), set()
+    model.block_chunks.to(getattr(torch, weights))
+    attention = model.ordered_blocks[1].sa
+    attention.proj.register_forward_pre_hook(lambda _module, inputs: met.add(inputs[0].dtype))
+
+    class Other(ConcatCache):
+        dtype = wanted
+
+        def attend(self, layer, query, key, value, *, projected_query=None):
+            asked = projected_query(torch.zeros(1, dtype=torch.long))
+            assert query.dtype == key.dtype == value.dtype == asked.dtype == wanted
+            return super().attend(layer, query, key, value)
+
+    exact, rounded = forward_all(tiny_transformer(), texts(5)), forward_all(model, texts(5), Other())
+    assert met == {getattr(torch, weights)}
+    for ours, theirs in zip(rounded, exact, strict=True):
+        assert (ours - theirs).norm() <= 0.05 * theirs.norm()
+
+
 def test_guidance_layers() -> None:
     assert guidance_layers([0], 4) == (frozenset(), True)
     assert guidance_layers([-1, -3, 0], 4) == (frozenset({3, 1}), True)

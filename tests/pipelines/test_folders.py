@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from models.checkpoint_files import transformer_state, write_pth, write_shards
 from pipelines.helpers import draw, equal, quiet_pipeline
+from scalekv.builtin import builtin_folder
 from scalekv.errors import CheckpointError, InvalidInput
 from scalekv.models.infinity import BSQAutoencoder
-from scalekv.pipelines import InfinityPipeline, load_pipeline
+from scalekv.pipelines import InfinityPipeline, load_pipeline, tiny_pipeline, tiny_var_pipeline
 from scalekv.planning import Profile
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -80,6 +82,25 @@ def test_types_are_kept_or_chosen(saved: Path, tmp_path: Path) -> None:
     assert kept.transformer.head.weight.dtype == torch.float32
     wide = InfinityPipeline.from_pretrained(tmp_path / "half", dtype=torch.float32)
     assert wide.attention_dtype == torch.float32
+
+
+@pytest.mark.parametrize("make", [tiny_pipeline, tiny_var_pipeline])
+def test_a_folder_does_not_say_where_it_was_made(make: Callable[..., Any], tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path / "first")
+    loaded = load_pipeline(tmp_path / "first")
+    loaded.save_pretrained(tmp_path / "second")
+    loaded.transformer.save_pretrained(tmp_path / "second" / "transformer")
+    files = [file for file in (tmp_path / "second").rglob("*") if file.suffix == ".json"]
+    assert {file.name for file in files} >= {"model_index.json", "config.json", "scheduler_config.json"}
+    for file in files:
+        assert not re.search(rf"name_or_path|{re.escape(str(tmp_path))}", file.read_text()), file
+
+
+def test_the_built_in_model_does_not_say_where_it_was_made() -> None:
+    folder = builtin_folder("scenes")
+    assert folder is not None
+    for file in folder.rglob("*.json"):
+        assert not re.search(r'_name_or_path|"(/|~|[A-Z]:)', file.read_text()), file
 
 
 def test_parts_can_be_given(saved: Path, pipeline: InfinityPipeline) -> None:

@@ -118,7 +118,7 @@ def compare(
     (sheet,) = picture_paths(out, [f"{SHEET_NAME} {subjects[0]}"], [number])
     folder = None if pictures is None else expanded(pictures)
     if folder is not None:
-        check_new_folder(folder, overwrite=False)
+        check_new_folder(folder, "--pictures")
     check_model(model)
     check_subject(model, class_name is not None)
     arguments = {**wanted.pipeline_arguments(), **sampling}

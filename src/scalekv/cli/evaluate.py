@@ -38,7 +38,7 @@ from scalekv.cli.prompts import prompts_from
 from scalekv.cli.sampling import Temperature, TopK, TopP, check_class_options, sampling_from
 from scalekv.errors import InvalidInput
 from scalekv.evaluation.jobs import Grid, Share, parse_budgets, parse_specs, spaced_seeds
-from scalekv.evaluation.subjects import class_numbers
+from scalekv.evaluation.subjects import class_list
 
 MEASURE = "Measure"
 
@@ -64,8 +64,8 @@ def evaluate(
         option(
             "--classes",
             panel=MEASURE,
-            metavar="NUMBERS",
-            help="For VAR, instead of prompts: classes such as 0-9,207, or 'all'.",
+            metavar="CLASSES",
+            help="For VAR, instead of prompts: classes by number or name, such as 0-9,207,'tabby cat', or 'all'.",
         ),
     ] = None,
     per_class: Annotated[
@@ -154,7 +154,7 @@ def evaluate(
     check_subject(model, classes is not None, option="--classes")
     archives = None if npz is None else expanded(npz)
     if archives is not None:
-        check_new_folder(archives, overwrite=False)
+        check_new_folder(archives, "--npz")
     wanted = Wanted(
         model=model,
         dtype=kind,
@@ -162,7 +162,7 @@ def evaluate(
         device=device,
         grid=grid,
         subjects=None if classes is not None else prompts_from(prompts or "scenes", limit),
-        classes=None if classes is None else class_numbers(classes),
+        classes=None if classes is None else class_list(classes),
         per_class=_from(1, "--per-class", per_class),
         batch=_from(1, "--batch", batch),
         generation={**picture.pipeline_arguments(), **sampling},

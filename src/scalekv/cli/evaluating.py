@@ -39,7 +39,7 @@ class Wanted:
         device: where it runs; default this process's GPU, or the best there is.
         grid: methods, budgets and seeds.
         subjects: prompts; ``None`` for classes.
-        classes: numbers of classes; ``None`` for all.
+        classes: numbers or names of classes; ``None`` for all.
         per_class: pictures of each class.
         batch: pictures drawn together.
         generation: further arguments of the pipeline.
@@ -58,7 +58,7 @@ class Wanted:
     device: str | None
     grid: Grid
     subjects: tuple[Subject, ...] | None
-    classes: list[int] | None
+    classes: list[int | str] | None
     per_class: int
     batch: int
     generation: dict[str, Any]
@@ -81,7 +81,7 @@ class Wanted:
 
         subjects = self.subjects
         if subjects is None:
-            subjects = class_subjects(self.classes, self.per_class, pipeline.transformer.config.num_classes)
+            subjects = class_subjects(self._class_numbers(pipeline), self.per_class, _classes_of(pipeline))
         return Request(
             self.grid,
             subjects,
@@ -96,6 +96,18 @@ class Wanted:
             sheet=self.sheet,
             command=self.command,
         )
+
+    def _class_numbers(self, pipeline: Any) -> list[int] | None:
+        from scalekv.models.var.classes import class_id
+
+        if self.classes is None:
+            return None
+        names, count = pipeline.class_names, _classes_of(pipeline)
+        return [class_id(one, names, count) if isinstance(one, str) else one for one in self.classes]
+
+
+def _classes_of(pipeline: Any) -> int:
+    return int(pipeline.transformer.config.num_classes)
 
 
 class Evaluation:

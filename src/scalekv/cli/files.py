@@ -31,7 +31,7 @@ def expanded(text: str | Path) -> Path:
         raise InvalidInput(f"Cannot use {text}: there is no such home folder; write the path in full.") from error
 
 
-def _mode(path: Path) -> int | None:
+def _mode(path: Path, option: str = "--out") -> int | None:
     """The mode of what is at ``path``; ``None`` if nothing is.
 
     Raises:
@@ -43,47 +43,55 @@ def _mode(path: Path) -> int | None:
         return None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InvalidInput(f"Cannot write {path}: {reason}; choose another --out.") from error
+        raise InvalidInput(f"Cannot write {path}: {reason}; choose another {option}.") from error
 
 
-def is_folder(path: Path) -> bool:
-    """Whether there is a folder at ``path``.
+def is_folder(path: Path, option: str = "--out") -> bool:
+    """Whether there is a folder at ``path``, the value of ``option``.
 
     Raises:
         InvalidInput: nothing can be there.
     """
-    return stat.S_ISDIR(_mode(path) or 0)
+    return stat.S_ISDIR(_mode(path, option) or 0)
 
 
-def check_folder(folder: Path, what: str) -> None:
-    """Make sure that ``folder`` exists and takes new files; leaves nothing in it.
+def check_folder(folder: Path, what: str, option: str = "--out") -> None:
+    """Make sure that ``folder`` exists and takes new files; leaves nothing in it. ``option`` named it.
 
     Raises:
         InvalidInput: it does not exist, is a file, or cannot be written.
     """
-    if _mode(folder) is None:
-        raise InvalidInput(f"Cannot write {what}: there is no folder {folder}; make it first, or choose another --out.")
-    if not is_folder(folder):
-        raise InvalidInput(f"Cannot write {what}: {folder} is not a folder; choose another --out.")
+    if _mode(folder, option) is None:
+        raise InvalidInput(
+            f"Cannot write {what}: there is no folder {folder}; make it first, or choose another {option}."
+        )
+    if not is_folder(folder, option):
+        raise InvalidInput(f"Cannot write {what}: {folder} is not a folder; choose another {option}.")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         reason = error.strerror or error
-        raise InvalidInput(f"Cannot write {what}: {folder}: {reason}; choose a writable --out.") from error
+        raise InvalidInput(f"Cannot write {what}: {folder}: {reason}; choose a writable {option}.") from error
 
 
-def check_new_folder(folder: Path, overwrite: bool) -> None:
+def check_new_folder(folder: Path, option: str = "--out", overwrite: bool | None = None) -> None:
     """Make sure that ``folder`` can be made; an empty one may exist.
+
+    Args:
+        folder: what was asked for.
+        option: with which it was.
+        overwrite: whether it may be replaced; ``None`` in commands that never do.
 
     Raises:
         InvalidInput: it exists and may not be replaced, or its parent takes no new folder.
     """
-    if _mode(folder) is not None and not is_folder(folder):
-        raise InvalidInput(f"{folder} is a file; choose a folder for --out.")
-    if is_folder(folder) and any(folder.iterdir()) and not overwrite:
-        raise InvalidInput(f"{folder} exists already; choose another --out, or replace it with --overwrite.")
-    check_folder(folder.absolute().parent, str(folder))
+    if _mode(folder, option) is not None and not is_folder(folder, option):
+        raise InvalidInput(f"{folder} is a file; choose a folder for {option}.")
+    if is_folder(folder, option) and any(folder.iterdir()) and not overwrite:
+        way = "" if overwrite is None else ", or replace it with --overwrite"
+        raise InvalidInput(f"{folder} exists already; choose another {option}{way}.")
+    check_folder(folder.absolute().parent, str(folder), option)
 
 
 def check_file(path: Path, suffix: str) -> None:

@@ -101,21 +101,26 @@ def scenes_subjects(count: int | None = None) -> tuple[Subject, ...]:
     )
 
 
-def class_numbers(text: str) -> list[int] | None:
-    """Classes by number, such as ``"0-9,207"``; ``None`` for ``"all"``.
+def class_list(text: str) -> list[int | str] | None:
+    """Classes by number or name, such as ``"0-9,207,tabby cat"``; ``None`` for ``"all"``.
 
     Raises:
-        InvalidInput: the text is neither.
+        InvalidInput: an empty entry, or one of digits that is no number or range.
     """
     if text.strip() == "all":
         return None
-    numbers: list[int] = []
-    for piece in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", piece)
-        if match is None or int(match[1]) > int(match[2] or match[1]):
-            raise InvalidInput(f"Cannot read the classes {text!r}; write numbers such as '0-9,207', or 'all'.")
-        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return numbers
+    classes: list[int | str] = []
+    for piece in (piece.strip() for piece in text.split(",")):
+        match = re.fullmatch(r"(\d{1,6})\s*(?:-\s*(\d{1,6}))?", piece)
+        if match is not None and int(match[1]) <= int(match[2] or match[1]):
+            classes += range(int(match[1]), int(match[2] or match[1]) + 1)
+        elif match is None and re.search(r"[^\W\d]", piece):
+            classes.append(piece)
+        else:
+            raise InvalidInput(
+                f"Cannot read the classes {text!r}; write numbers and names such as '0-9,207,tabby cat', or 'all'."
+            )
+    return classes
 
 
 def class_subjects(numbers: Sequence[int] | None, per_class: int, classes: int) -> tuple[Subject, ...]:

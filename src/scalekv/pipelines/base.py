@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from scalekv.errors import InvalidInput
 from scalekv.models.inspection import PROFILE_FILE
+from scalekv.models.saving import PlacelessConfig
 from scalekv.pipelines import folders
 from scalekv.pipelines.arguments import check_cache_dtype
 from scalekv.planning import CacheGeometry, Profile, Schedule
@@ -41,7 +42,7 @@ def one_call(call: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any
     return run
 
 
-class NextScalePipeline(DiffusionPipeline):
+class NextScalePipeline(PlacelessConfig, DiffusionPipeline):
     """A pipeline around a next-scale transformer and its picture tokenizer.
 
     Attributes:

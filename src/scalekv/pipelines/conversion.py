@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +28,8 @@ def convert(
     dtype: torch.dtype | str | None = None,
     patchify: bool | None = None,
     ema: bool = False,
+    patch_nums: Sequence[int] | None = None,
+    num_heads: int | None = None,
     max_shard_size: int | str = "5GB",
     overwrite: bool = False,
 ) -> Path:
@@ -46,6 +49,8 @@ def convert(
         dtype: of the transformer's blocks and the text encoder in the folder; default as stored.
         patchify: whether a token covers 2 x 2 latent pixels; default from the tokenizer's width.
         ema: take the averaged weights of a fine-tuning checkpoint.
+        patch_nums: for VAR, tokens per side of every segment, where the file does not tell.
+        num_heads: for VAR, where the file does not tell; default 64 channels per head.
         max_shard_size: largest file of the transformer, in bytes or as text such as ``"5GB"``.
         overwrite: replace an existing pipeline folder.
 
@@ -62,8 +67,15 @@ def convert(
     if _is_var(transformer, model):
         if text_encoder is not None or patchify is not None or ema:
             raise InvalidInput(f"{transformer} is a VAR model, which has no text encoder, patches or averaged weights.")
-        pipeline = VARPipeline.from_single_file(transformer, vae, model=model, dtype=dtype)
+        pipeline = VARPipeline.from_single_file(
+            transformer, vae, model=model, dtype=dtype, patch_nums=patch_nums, num_heads=num_heads
+        )
     else:
+        if patch_nums is not None or num_heads is not None:
+            raise InvalidInput(
+                f"{transformer} is an Infinity model, whose file tells segments and heads; leave patch_nums and "
+                f"num_heads out."
+            )
         pipeline = InfinityPipeline.from_single_file(
             transformer, vae, model=model, text_encoder=text_encoder, dtype=dtype, patchify=patchify, ema=ema
         )

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from scalekv.models.convolutions import Decoder, Encoder
 from scalekv.models.infinity.convolutions import STYLE
 from scalekv.models.infinity.layout import QUANTIZER_TABLES
 from scalekv.models.infinity.sampling import bits_to_codes, resize
+from scalekv.models.saving import PlacelessConfig
 from scalekv.models.tokenizer import Slicing, check_grids, check_image, check_latent
 
 
@@ -39,7 +40,7 @@ class EncodedImage:
     latent: Tensor
 
 
-class BSQAutoencoder(Slicing, ModelMixin, ConfigMixin):
+class BSQAutoencoder(Slicing, ModelMixin, PlacelessConfig):
     """The image tokenizer of Infinity. Reference names of the arguments are given in brackets.
 
     Args:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
@@ -40,6 +40,7 @@ from scalekv.models.layers import (
 from scalekv.models.layers import (
     ProjectedQuery as ProjectedQuery,
 )
+from scalekv.models.saving import PlacelessConfig
 from scalekv.planning import Schedule, Segment
 
 MAX_SEGMENTS = 15
@@ -299,7 +300,7 @@ def guidance_layers(cfg_insertion_layer: Sequence[int], depth: int) -> tuple[fro
     return layers, 0 in cfg_insertion_layer
 
 
-class InfinityTransformer(ModelMixin, ConfigMixin):
+class InfinityTransformer(ModelMixin, PlacelessConfig):
     """The network that predicts, for every token of a segment, the bits of its code.
 
     Published runs keep the blocks in bfloat16 and all else in float32. So do ``from_pretrained(dtype=torch.bfloat16)``

@@ -14,13 +14,14 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from accelerate.utils import align_module_device  # type: ignore[import-untyped]
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from scalekv.errors import InvalidInput
 from scalekv.models.convolutions import Decoder, Encoder, Style, group_norm
+from scalekv.models.saving import PlacelessConfig
 from scalekv.models.tokenizer import Slicing, check_grids, check_image, check_latent
 from scalekv.models.var.codebook import Codebook, shrink
 
@@ -102,7 +103,7 @@ class Quantizer(nn.Module):
         self.register_load_state_dict_pre_hook(_keep_own_statistics)
 
 
-class VQAutoencoder(Slicing, ModelMixin, ConfigMixin):
+class VQAutoencoder(Slicing, ModelMixin, PlacelessConfig):
     """The image tokenizer of VAR. Reference names of the arguments are given in brackets.
 
     Args:

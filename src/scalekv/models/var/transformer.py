@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
@@ -29,6 +29,7 @@ from scalekv.models.layers import (
     adaptive_norm,
     widen,
 )
+from scalekv.models.saving import PlacelessConfig
 from scalekv.models.var.layout import TRAINING_KEYS
 from scalekv.models.var.schedules import SIDES_256
 from scalekv.planning import Schedule, Segment
@@ -122,7 +123,7 @@ class VARBlock(nn.Module):
         return kept
 
 
-class VARTransformer(ModelMixin, ConfigMixin):
+class VARTransformer(ModelMixin, PlacelessConfig):
     """The network that predicts every token of a segment.
 
     ``from_pretrained(dtype=torch.bfloat16)`` and all other ways to load it in a type give that type to the blocks and
