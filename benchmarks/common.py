@@ -84,6 +84,9 @@ class TimedCache(KVCache):
     def _choose(self, *given: Any) -> Any:
         return self._timed(super()._choose, *given)
 
+    def _merge(self, *given: Any) -> None:
+        self._timed(super()._merge, *given)
+
     def _keep(self, *given: Any) -> None:
         self._timed(super()._keep, *given)
 

@@ -18,10 +18,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from scalekv.planning.curves import curve_ranks
 from scalekv.planning.profile import Profile
+
+if TYPE_CHECKING:
+    from scalekv.planning.plan import CachePlan, HeadGroup
 
 STEPS = 4
 """Points of a loss curve between two measured ranks, which are powers of 2."""
@@ -114,6 +117,52 @@ def _convex(points: Sequence[tuple[float, float]]) -> Loss:
 
 def _slope(one: tuple[float, float], other: tuple[float, float]) -> float:
     return (other[1] - one[1]) / (other[0] - one[0])
+
+
+def predicted_damage(plan: CachePlan, profile: Profile) -> float:
+    """By how much, to second order, a plan that merges moves the distribution of a picture's draws, in nats.
+
+    ``1/2 * sum over segments, layers and heads of N * S * (E + error of the codec)``, as if every history had been
+    merged and rounded once, at the boundary before its segment.
+
+    Args:
+        plan: of a policy that merges.
+        profile: with the tables ``"merging"``, ``"sensitivity"`` and those of the codecs, such as ``"key_int6"``.
+
+    Raises:
+        ProfileError: a table is missing.
+    """
+    schedule = profile.schedule
+    return 0.5 * math.fsum(
+        segment.tokens * _group_damage(plan, profile, layer, group, segment.index)
+        for layer, groups in enumerate(plan.layers)
+        for group in groups
+        for segment in schedule.segments[1:]
+    )
+
+
+def _group_damage(plan: CachePlan, profile: Profile, layer: int, group: HeadGroup, segment: int) -> float:
+    history, kept = profile.schedule.start(segment), group.capacity[segment]
+    curves = profile.curve_table("merging")[segment - 1][layer]
+    sensitivity = profile.head_table("sensitivity")[segment][layer]
+    tables = []
+    if plan.reads_coded(group, segment):
+        halves = zip(("key", "value"), group.halves_at(segment), strict=True)
+        tables = [f"{half}_{codec.name}" for half, codec in halves if not codec.exact]
+    total = 0.0
+    for head in group.heads:
+        error = _loss_at(_fine(curves[head], history), kept)
+        error += math.fsum(profile.head_table(table)[segment][layer][head] for table in tables)
+        total += sensitivity[head] * error
+    return total
+
+
+def _loss_at(points: Sequence[tuple[float, float]], kept: int) -> float:
+    """The loss at ``kept`` tokens, straight between points; that of the first below it."""
+    for (low, more), (high, less) in pairwise(points):
+        if low <= kept <= high:
+            return more + (kept - low) / (high - low) * (less - more)
+    return points[0][1] if kept < points[0][0] else points[-1][1]
 
 
 class _Step(NamedTuple):
