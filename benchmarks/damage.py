@@ -2,8 +2,8 @@
 
 Draws held-out prompts with plans of many kinds (uniform and by sensitivity, floors, codecs) at several budgets, and
 compares what `predicted_damage` says of each plan with the share of bits or tokens that come out unlike those of the
-full cache, and with the squared error of the pictures: Spearman's rank correlation over all plans, and the mean of those
-within each budget.
+full cache, and with the squared error of the pictures: Spearman's rank correlation over all plans, and the mean of
+those within each budget.
 
     python benchmarks/damage.py --model scenes --prompts 24
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import arguments, machine, show, write
+from common import arguments, show, write
 
 from scalekv import Bytewise
 from scalekv.calibration.stability import spearman
@@ -76,7 +76,9 @@ class Pictures:
         images, drawn = self.draw(policy)
         flips = [(one != other).float().mean().item() for one, other in zip(drawn, self.full[1], strict=True)]
         error = float(((images - self.full[0]) ** 2).mean())
-        return Row(budget, kind, predicted_damage(self.plan(policy), self.pipeline.profile), float(np.mean(flips)), error)
+        return Row(
+            budget, kind, predicted_damage(self.plan(policy), self.pipeline.profile), float(np.mean(flips)), error
+        )
 
 
 def correlations(rows: list[Row], what: str) -> tuple[float, float]:
@@ -94,7 +96,9 @@ def main() -> None:
     """Print the plans and the correlations."""
     parser = arguments("Predicted and realised damage of plans.")
     parser.add_argument("--model", default="scenes", help="a folder or name with a calibrated profile")
-    parser.add_argument("--prompts", type=int, default=28, help="held-out prompts of the built-in world, a multiple of 7")
+    parser.add_argument(
+        "--prompts", type=int, default=28, help="held-out prompts of the built-in world, a multiple of 7"
+    )
     parser.add_argument("--batch", type=int, default=14)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -103,7 +107,12 @@ def main() -> None:
     pictures = Pictures(pipeline, texts, chosen.batch)
     rows = [pictures.row(budget, kind) for budget in BUDGETS for kind in KINDS]
     shown = [
-        (f"{row.budget}, {row.kind}", f"{row.predicted:.4g}", f"{row.flipped:.4f}", f"{10 * np.log10(1 / row.error):.2f}")
+        (
+            f"{row.budget}, {row.kind}",
+            f"{row.predicted:.4g}",
+            f"{row.flipped:.4f}",
+            f"{10 * np.log10(1 / row.error):.2f}",
+        )
         for row in rows
     ]
     show("damage", ("plan", "predicted, nats", "draws unlike full", "PSNR, dB"), shown, chosen.device)
