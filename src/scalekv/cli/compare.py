@@ -74,7 +74,7 @@ def compare(
         option("--budgets", panel=CACHE, env="BUDGETS", metavar="SHARES", help="Separated by commas, a column each."),
     ] = "20%,10%,4%",
     strict: Strict = False,
-    codec: CodecOption = "none",
+    codec: CodecOption = None,
     profile: ProfileOption = None,
     size: Size = None,
     aspect: Aspect = None,

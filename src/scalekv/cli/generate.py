@@ -58,7 +58,7 @@ def generate(
     budget: BudgetOption = None,
     policy: PolicyOption = "scalekv",
     strict: Strict = False,
-    codec: CodecOption = "none",
+    codec: CodecOption = None,
     profile: ProfileOption = None,
     compare: Annotated[
         bool,

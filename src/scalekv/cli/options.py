@@ -71,14 +71,14 @@ Strict = Annotated[
     bool, option("--strict", panel=CACHE, env="STRICT", help="Hold the peak under the budget, scratch included.")
 ]
 CodecOption = Annotated[
-    str,
+    str | None,
     option(
         "--codec",
         panel=CACHE,
         env="CODEC",
         metavar="NAME",
         help="How history is held once it would not fit otherwise: int8, int6, int4, fp8, or keys and values apart, "
-        "int8/int4. Default none, the type attention computes in.",
+        "int8/int4. Default that of the method, mostly none: the type attention computes in.",
     ),
 ]
 ProfileOption = Annotated[
@@ -151,7 +151,7 @@ Model = Annotated[
 ]
 
 
-def policy_from(name: str, budget: str | None, strict: bool, codec: str = "none") -> Policy:
+def policy_from(name: str, budget: str | None, strict: bool, codec: str | None = None) -> Policy:
     """The policy of a command line; without a budget, 10 % or, for ``full``, all.
 
     Raises:
@@ -160,7 +160,7 @@ def policy_from(name: str, budget: str | None, strict: bool, codec: str = "none"
     if budget is None:
         chosen = make_policy(name)
         budget = DEFAULT_BUDGET if Budget.parse(chosen.budget).fraction != 1 else "100%"
-    return make_policy(name, budget, strict=strict, codec=codec)
+    return make_policy(name, budget, strict=strict, **without_none(codec=codec))
 
 
 def dtype_from(text: str | None, name: str = "--dtype") -> str | None:

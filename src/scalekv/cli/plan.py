@@ -64,7 +64,7 @@ def plan(
     budget: BudgetOption = None,
     policy: PolicyOption = "scalekv",
     strict: Strict = False,
-    codec: CodecOption = "none",
+    codec: CodecOption = None,
     profile: ProfileOption = None,
     table: Annotated[bool, option("--table", panel=CACHE, help="Compare budgets, as without --budget.")] = False,
     size: Size = None,
