@@ -42,7 +42,7 @@ def test_default_names_and_report(run: Callable, folder: Path) -> None:
     assert result.exit_code == 0
     assert [path.name for path in folder.iterdir()] == ["a-lighthouse-at-dawn-7.png"]
     (line,) = result.stdout.splitlines()
-    assert line.startswith("a-lighthouse-at-dawn-7.png  scalekv: kept 2")
+    assert line.startswith("a-lighthouse-at-dawn-7.png  bytewise in int6/int4: kept 2")
     assert line.endswith("seed 7")
     assert "(10.0%)" in line
     assert "\x1b" not in result.output
@@ -59,7 +59,7 @@ def test_json_contract(answer: Callable, folder: Path) -> None:
     assert found["seconds"] > 0
     assert cache["stock_bytes"] > cache["lossless_bytes"] > cache["nominal_bytes"] == cache["kept_bytes"]
     assert cache["peak_bytes"] == cache["measured_peak_bytes"] >= cache["kept_bytes"]
-    assert (found["model"], found["method"], found["budget"], found["seeds"]) == ("tiny-random", "scalekv", "20%", [1])
+    assert (found["model"], found["method"], found["budget"], found["seeds"]) == ("tiny-random", "bytewise", "20%", [1])
     assert Image.open(folder / "a.png").size == (found["width"], found["height"]) == (256, 256)
 
 
@@ -72,7 +72,7 @@ def test_picture_says_how_it_was_made(run: Callable, folder: Path) -> None:
     assert "Steps: 10" in settings
     assert "CFG scale: 2.5, Seed: 5, Size: 256x256" in settings
     own = json.loads(text["scalekv"])
-    assert (own["method"], own["budget"], own["seed"], own["version"]) == ("scalekv", "10%", 5, __version__)
+    assert (own["method"], own["budget"], own["seed"], own["version"]) == ("bytewise", "10%", 5, __version__)
 
 
 def test_images_do_not_depend_on_the_batch(answer: Callable, folder: Path) -> None:
@@ -103,7 +103,7 @@ def test_everything_kept_is_identical(answer: Callable, run: Callable) -> None:
 
 def test_quiet_prints_nothing(run: Callable, tiny_profile, folder: Path) -> None:
     tiny_profile.save("profile.json")
-    result = run("generate", "a", "--quiet", "--profile", "profile.json", "--out", "a.png")
+    result = run("generate", "a", "--policy", "scalekv", "--quiet", "--profile", "profile.json", "--out", "a.png")
     assert (result.exit_code, result.output) == (0, "")
     assert (folder / "a.png").exists()
 

@@ -29,7 +29,9 @@ def test_published_table_of_infinity_8b(answer):
 
 
 def test_the_paper_would_print(answer):
-    found = answer("plan", "--model", "infinity-8b", "--batch", "8", "--budget", "650 tokens")["conventions"]["scalekv"]
+    found = answer("plan", "--model", "infinity-8b", "--policy", "scalekv", "--batch", "8", "--budget", "650 tokens")[
+        "conventions"
+    ]["scalekv"]
     assert round(found["full_bytes"] / MIB, 1) == 84328.1
     assert round(found["kept_bytes"] / MIB, 1) == 8531.2
 
@@ -95,7 +97,7 @@ def test_codecs_hold_more_and_say_so(answer, run):
     assert found["settings"]["codec"] == found["cache"]["codec"] == "int8/int4"
     assert found["cache"]["nominal_bytes"] <= found["cache"]["limit_bytes"]
     said = run("plan", "--budget", "10%", "--codec", "int8").stdout
-    assert f"in int8 from segment {found['cache']['coded_from']} of 0 to 12 on, exact before" in said
+    assert f"exact, from segment {found['cache']['coded_from']} of 0 to 12 on down to int8" in said
     assert "nothing is coded" in run("plan", "--budget", "100%", "--codec", "int8").stdout
     assert answer("plan", "--budget", "100%", "--codec", "int4")["cache"]["coded_from"] is None
 
@@ -207,7 +209,7 @@ def test_environment_variables(answer, monkeypatch):
 
 def test_warning_is_one_line_once(run):
     result = run("plan", "--model", "infinity-125m")
-    assert result.stderr.startswith("Warning: ScaleKV runs without a profile")
+    assert result.stderr.startswith("Warning: Bytewise runs without a profile")
     assert result.stderr.count("\n") == 1
 
 

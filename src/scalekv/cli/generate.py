@@ -47,6 +47,7 @@ from scalekv.cli.sampling import (
     seed_from,
     subjects_from,
 )
+from scalekv.policies import DEFAULT_POLICY
 
 
 def generate(
@@ -56,7 +57,7 @@ def generate(
     classes: Classes = None,
     model: Model = SCENES,
     budget: BudgetOption = None,
-    policy: PolicyOption = "scalekv",
+    policy: PolicyOption = DEFAULT_POLICY,
     strict: Strict = False,
     codec: CodecOption = None,
     profile: ProfileOption = None,

@@ -34,7 +34,7 @@ from scalekv.errors import BudgetError, InvalidInput
 from scalekv.models.catalog import model_names, model_spec
 from scalekv.models.footprint import Footprint, ModelShape, RunShape, schedule_of
 from scalekv.planning import CONVENTIONS, CachePlan, Profile, Schedule, choose_profile, format_bytes
-from scalekv.policies import Policy
+from scalekv.policies import DEFAULT_POLICY, Policy
 
 TABLE_BUDGETS = ("100%", "50%", "20%", "10%", "4%", "2%")
 
@@ -62,7 +62,7 @@ def plan(
         option("--memory", env="MEMORY", metavar="BYTES", help="What there is, such as 24GB: how many images fit?"),
     ] = None,
     budget: BudgetOption = None,
-    policy: PolicyOption = "scalekv",
+    policy: PolicyOption = DEFAULT_POLICY,
     strict: Strict = False,
     codec: CodecOption = None,
     profile: ProfileOption = None,
@@ -249,7 +249,7 @@ def _coded(plan: CachePlan) -> str:
     last = len(plan.geometry.schedule) - 1
     if plan.coded_from is None:
         return "everything fits, so that nothing is coded"
-    return f"in {plan.codec} from segment {plan.coded_from} of 0 to {last} on, exact before"
+    return f"exact, from segment {plan.coded_from} of 0 to {last} on down to {plan.codec}"
 
 
 def _line(output: Output, name: str, size: int, remark: str) -> None:

@@ -85,9 +85,13 @@ def _imported(name: str) -> type[Policy] | None:
     raise InvalidInput(f"{name!r} is no policy; it must be a class that inherits from scalekv.policies.Policy.")
 
 
+DEFAULT_POLICY = Bytewise.name
+"""The method of a budget that comes without one: the best at every budget of docs/results.md."""
+
 __all__ = [
     "AMSKV",
     "CAKE",
+    "DEFAULT_POLICY",
     "H2O",
     "POLICIES",
     "AdaKV",

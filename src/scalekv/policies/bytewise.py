@@ -105,7 +105,8 @@ class Bytewise(ObservingPolicy):
         if self.allocation == "uniform" or slots >= heads * geometry.schedule.history_tokens:
             return uniform(geometry, slots)
         if profile is None or "merging" not in profile.curves or "sensitivity" not in profile.head_statistics:
-            warn_without_profile("Bytewise", "every head gets the same capacity")
+            lacks = None if profile is None else profile.model
+            warn_without_profile("Bytewise", "every head gets the same capacity", lacks)
             return uniform(geometry, slots)
         least = max(1, math.floor(self.floor * slots / heads))
 
