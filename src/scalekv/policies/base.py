@@ -260,7 +260,7 @@ class _PlanBuilder:
         finer: tuple[tuple[int, Codec], ...] = ()
         for codec in map(Codec.parse, self.policy.finer_codecs):
             end = start
-            while end < len(self.geometry.schedule) - 1 and self._all_fits(plan, (*finer, (start, codec)), end):
+            while end < len(self.geometry.schedule) and self._all_fits(plan, (*finer, (start, codec)), end):
                 end += 1
             if end > start:
                 finer, start = (*finer, (start, codec)), end

@@ -20,7 +20,8 @@ from scalekv.policies.observation import ObservingPolicy
 if TYPE_CHECKING:
     from torch import Tensor
 
-_EIGHT = 8
+_FINER = {"int8": 8, "int6": 6}
+"""Codecs that history may be held in before the last, and their bits."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Bytewise(ObservingPolicy):
       token merging, Bolya et al., arXiv 2210.09461, of which this is the variant for keys and values). No query is
       looked at.
     * History stays exact until the budget first binds, then it is rounded to 8 bits while all of it fits in those, then
-      to ``codec``. What is merged is rounded anew.
+      to 6, then to ``codec``. What is merged is rounded anew.
     * Heads share one pool by what calibration measured: the error of a head's output if it had kept so many tokens,
       times the Fisher information of the draws about it (:mod:`scalekv.planning.worth`).
     * Heads of a layer that get about as many tokens are stored together.
@@ -90,10 +91,11 @@ class Bytewise(ObservingPolicy):
 
     @property
     def finer_codecs(self) -> tuple[str, ...]:
-        """Eight bits, if ``codec`` is coarser."""
-        halves = Codec.parse(self.codec).halves
-        coarser = all(half.bits for half in halves) and any(half.bits < _EIGHT for half in halves)
-        return ("int8",) if self.merges and coarser else ()
+        """Eight bits, then six, as far as ``codec`` is coarser."""
+        bits = [half.bits for half in Codec.parse(self.codec).halves]
+        if not self.merges or not all(bits):
+            return ()
+        return tuple(name for name, each in _FINER.items() if 2 * each > sum(bits))
 
     def observation(self, segment: Segment) -> tuple[int, ...]:
         """No queries where tokens are merged."""
