@@ -58,9 +58,9 @@ def random_profile(schedule: Schedule) -> Profile:
         {
             **Profile("benchmark", LAYERS, HEADS, schedule).to_dict(),
             "statistics": {name: draw(segments, LAYERS) for name in layer_tables},
-            "head_statistics": {"sigma": draw(segments, LAYERS, HEADS)},
+            "head_statistics": {name: draw(segments, LAYERS, HEADS) for name in ("sigma", "sensitivity")},
             "source_statistics": {"mass": mass},
-            "curves": {"snapkv": [curve.tolist() for curve in curves]},
+            "curves": {name: [curve.tolist() for curve in curves] for name in ("snapkv", "merging")},
         }
     )
 

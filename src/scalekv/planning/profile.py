@@ -48,11 +48,15 @@ class Profile:
       ``"window_entropy"`` and ``"window_variance"`` of 32 evenly spaced queries (CAKE); ``"scale_similarity"`` of the
       keys to those of the segment before (AMS-KV).
     * ``head_statistics[name][segment][layer][head]``: ``"sigma"``, the variance over queries of the attention to a
-      token, summed over tokens (HACK, arXiv 2504.09261).
+      token, summed over tokens (HACK, arXiv 2504.09261). Ours: ``"sensitivity"``, the squared gradient of the
+      log-likelihood of draws in the head's output, summed over channels, mean over tokens (``"sensitivity_unguided"``
+      that of the unconditional row); ``"key_int8"``, ``"value_int8"`` and so on, the squared error of the output where
+      the history's keys or values are held in a codec.
     * ``source_statistics[name][segment][source][layer][head]``: ``"mass"``, the attention that the queries of a
       segment pay to all tokens of a source segment, itself included; see :mod:`scalekv.planning.reliance`.
     * ``curves[name][segment][layer][head][point]``: ``"snapkv"``, SnapKV's scores by falling rank, at the ranks of
-      :func:`scalekv.planning.curves.curve_ranks` among all tokens so far.
+      :func:`scalekv.planning.curves.curve_ranks` among all tokens so far. Ours: ``"merging"``, the squared error of the
+      head's output at the next segment if all tokens so far had been merged to so many; 0 at the last segment.
 
     Args:
         model: name or path of the model that was measured.
