@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 
 import torch
@@ -11,46 +10,21 @@ from torch import Tensor
 from typing_extensions import Self
 
 from scalekv.cache.attention import attention
-from scalekv.cache.codecs import carry_chosen, carry_ranges, decode_tokens, encode
+from scalekv.cache.codecs import carry_chosen, carry_ranges, decode_tokens
 from scalekv.cache.ledger import Ledger
+from scalekv.cache.merging import Merger
 from scalekv.cache.report import CacheReport
 from scalekv.cache.selection import copy_rows, flat_positions, survivors
+from scalekv.cache.stores import Candidates, Store
 from scalekv.planning import CachePlan, HeadGroup, Segment, VectorCodec
 from scalekv.planning.coding import carrying, decoded_rows, decoding_scratch, decoding_tokens
-from scalekv.planning.token_merging import counting_scratch, merged_rows, merging_scratch
+from scalekv.planning.token_merging import counting_scratch
 from scalekv.policies import Policy, SelectionView
-from scalekv.policies.grouping import group_means
 
 ProjectedQuery = Callable[[Tensor], Tensor]
 
 _MARKS = ("origin", "memory")
 _TENSORS = ("key", "value", *_MARKS, "count")
-
-
-@dataclass
-class _Store:
-    """History of one head group: keys and values, and the marks that the policy wants beside them.
-
-    Coded keys and values are ``(rows, heads, tokens, bytes)`` of uint8. Where tokens stand for several, ``count``
-    ``(rows, heads, tokens)`` float32 says for how many.
-    """
-
-    plan: HeadGroup
-    heads: Tensor | None
-    key: Tensor | None = None
-    value: Tensor | None = None
-    origin: Tensor | None = None
-    memory: Tensor | None = None
-    count: Tensor | None = None
-
-
-@dataclass
-class _Candidates:
-    """Keys and values of some rows of one head group: kept history, then the current segment."""
-
-    rows: slice
-    key: Tensor
-    value: Tensor
 
 
 class KVCache:
@@ -83,6 +57,7 @@ class KVCache:
         self.plan, self.policy = plan, policy
         self.dtype, self.device = dtype, torch.device(device)
         self.ledger = Ledger()
+        self._merger = Merger(plan, policy, self.ledger, dtype, self.device)
         self._stores = [[self._store(group) for group in groups] for groups in plan.layers]
         self._segment: Segment | None = None
         self._next_layer = plan.geometry.layers
@@ -91,9 +66,9 @@ class KVCache:
         self._segment_bytes: list[int] = []
         self._tokens_per_layer: tuple[float, ...] = (0.0,) * plan.geometry.layers
 
-    def _store(self, group: HeadGroup) -> _Store:
+    def _store(self, group: HeadGroup) -> Store:
         whole = len(group.heads) == self.plan.geometry.heads
-        return _Store(group, None if whole else torch.tensor(group.heads, device=self.device))
+        return Store(group, None if whole else torch.tensor(group.heads, device=self.device))
 
     def __enter__(self) -> Self:
         return self
@@ -133,7 +108,7 @@ class KVCache:
         self._observed = torch.tensor(positions, device=self.device) if positions else None
         self._observes_all = len(positions) == segment.tokens
 
-    def _held_tokens(self, stores: list[_Store]) -> float:
+    def _held_tokens(self, stores: list[Store]) -> float:
         held = sum(len(store.plan.heads) * store.key.shape[2] for store in stores if store.key is not None)
         return held / self.plan.geometry.heads
 
@@ -210,7 +185,7 @@ class KVCache:
         self,
         layer: int,
         segment: Segment,
-        store: _Store,
+        store: Store,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -247,7 +222,7 @@ class KVCache:
         self,
         layer: int,
         segment: Segment,
-        store: _Store,
+        store: Store,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -278,7 +253,7 @@ class KVCache:
         return output
 
     def _attend_merging(
-        self, layer: int, segment: Segment, store: _Store, query: Tensor, key: Tensor, value: Tensor
+        self, layer: int, segment: Segment, store: Store, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
         """As :meth:`_attend`, where tokens of the history stand for several, or will."""
         plan, group, index = self.plan, store.plan, segment.index
@@ -286,7 +261,7 @@ class KVCache:
         if not plan.reads_coded(group, index):
             self._assemble(store, segment, key, value, marked=False)
         self._count_arrivals(store, segment)
-        fresh, output = self._room(store, segment) if merges else None, torch.empty_like(query)
+        fresh, output = self._merger.room(store, segment) if merges else None, torch.empty_like(query)
         for candidates in self._candidates(store, segment, key, value):
             output[candidates.rows] = self._read_counted(store, segment, query[candidates.rows], candidates)
             if fresh is not None:
@@ -301,7 +276,7 @@ class KVCache:
             self._carry(store, segment, key, value, {})
         return output
 
-    def _count_arrivals(self, store: _Store, segment: Segment) -> None:
+    def _count_arrivals(self, store: Store, segment: Segment) -> None:
         rows, heads = self.plan.geometry.rows, len(store.plan.heads)
         if store.count is None:
             size = self.plan.candidates(store.plan, segment.index)
@@ -310,73 +285,17 @@ class KVCache:
         one = torch.ones((), device=self.device)
         store.count = self._grow(store.count, one.expand(rows, heads, segment.tokens))
 
-    def _room(self, store: _Store, segment: Segment) -> _Store:
-        """An empty history for what the candidates of this segment are merged to."""
-        plan, group, index = self.plan, store.plan, segment.index
-        rows, kept, head_dim = plan.geometry.rows, plan.carried(group, index), plan.geometry.head_dim
-        sizes, dtype = [head_dim, head_dim], self.dtype
-        if plan.holds_coded(group, index + 1):
-            halves, dtype = group.halves_at(index + 1), torch.uint8
-            sizes = [half.vector_bytes(head_dim, self.dtype.itemsize) for half in halves]
-        shape = (rows, len(group.heads), kept)
-        return _Store(
-            group,
-            store.heads,
-            key=self.ledger.take(torch.empty((*shape, sizes[0]), dtype=dtype, device=self.device)),
-            value=self.ledger.take(torch.empty((*shape, sizes[1]), dtype=dtype, device=self.device)),
-            count=self.ledger.take(torch.empty(shape, device=self.device)),
-        )
-
-    def _read_counted(self, store: _Store, segment: Segment, query: Tensor, candidates: _Candidates) -> Tensor:
+    def _read_counted(self, store: Store, segment: Segment, query: Tensor, candidates: Candidates) -> Tensor:
         """Attention in which a token weighs as much as all that it stands for."""
         assert store.count is not None
         with self.ledger.scratch(counting_scratch(self.plan, store.plan, segment.index, len(query))):
             bias = store.count[candidates.rows].log().to(self.dtype)
             return attention(query, candidates.key, candidates.value, bias)
 
-    def _merge(self, layer: int, segment: Segment, store: _Store, candidates: _Candidates, fresh: _Store) -> None:
-        """Write the means of groups of candidates, some rows at a time, as the policy groups them."""
-        plan, group, index = self.plan, store.plan, segment.index
-        rows, kept, first = len(candidates.key), plan.carried(group, index), candidates.rows.start
-        assert store.count is not None
-        assert fresh.key is not None
-        assert fresh.value is not None
-        assert fresh.count is not None
-        step = merged_rows(plan, group, index, rows)
-        codecs = group.halves_at(index + 1) if plan.holds_coded(group, index + 1) else (None, None)
-        with self.ledger.scratch(merging_scratch(plan, group, index, rows)):
-            for start in range(0, rows, step):
-                own = slice(start, min(start + step, rows))
-                block = slice(first + own.start, first + own.stop)
-                count = store.count[block]
-                view = SelectionView(
-                    layer=layer,
-                    heads=group.heads,
-                    schedule=plan.geometry.schedule,
-                    segment=segment,
-                    capacity=kept,
-                    key=candidates.key[own],
-                    value=candidates.value[own],
-                    count=count,
-                    role=group.role,
-                    profile=plan.profile,
-                )
-                groups = self._groups(view)
-                fresh.count[block] = torch.zeros_like(fresh.count[block]).scatter_add_(2, groups, count)
-                for source, out, codec in zip((view.key, view.value), (fresh.key, fresh.value), codecs, strict=True):
-                    means = group_means(source, count, groups, fresh.count[block])
-                    if codec is None:
-                        out[block] = means
-                    else:
-                        encode(codec, means.to(self.dtype), out[block])
+    def _merge(self, layer: int, segment: Segment, store: Store, candidates: Candidates, fresh: Store) -> None:
+        self._merger.merge(layer, segment, store, candidates, fresh)
 
-    def _groups(self, view: SelectionView) -> Tensor:
-        """The policy's groups of candidates; everyone its own where there is room for all."""
-        if view.capacity < view.tokens:
-            return self.policy.assign(view)
-        return torch.arange(view.tokens, device=self.device).expand(*view.key.shape[:3])
-
-    def _candidates(self, store: _Store, segment: Segment, key: Tensor, value: Tensor) -> Iterator[_Candidates]:
+    def _candidates(self, store: Store, segment: Segment, key: Tensor, value: Tensor) -> Iterator[Candidates]:
         """[history ; current] of some rows at a time, decoded for as long as they are looked at."""
         if not self.plan.reads_coded(store.plan, segment.index):
             yield self._all(store)
@@ -387,7 +306,7 @@ class KVCache:
             assert store.key is not None
             assert store.value is not None
             key_codec, value_codec = store.plan.halves_at(segment.index)
-            assembled = _Candidates(
+            assembled = Candidates(
                 rows,
                 self._decoded(store, segment, key_codec, store.key[rows], key[rows]),
                 self._decoded(store, segment, value_codec, store.value[rows], value[rows]),
@@ -397,7 +316,7 @@ class KVCache:
             self.ledger.give(assembled.value)
             del assembled
 
-    def _decoded(self, store: _Store, segment: Segment, codec: VectorCodec, packed: Tensor, current: Tensor) -> Tensor:
+    def _decoded(self, store: Store, segment: Segment, codec: VectorCodec, packed: Tensor, current: Tensor) -> Tensor:
         """Coded history and the current segment in one tensor of the compute dtype."""
         plan, group, (rows, _, held, _) = self.plan, store.plan, packed.shape
         shape = (*current.shape[:2], held + current.shape[2], current.shape[3])
@@ -407,19 +326,19 @@ class KVCache:
         assembled[:, :, held:] = current
         return assembled
 
-    def _all(self, store: _Store) -> _Candidates:
+    def _all(self, store: Store) -> Candidates:
         """The assembled candidates of all rows."""
         assert store.key is not None
         assert store.value is not None
-        return _Candidates(slice(0, store.key.shape[0]), store.key, store.value)
+        return Candidates(slice(0, store.key.shape[0]), store.key, store.value)
 
     def _read_rows(
         self,
         layer: int,
         segment: Segment,
-        store: _Store,
+        store: Store,
         query: Tensor,
-        candidates: _Candidates,
+        candidates: Candidates,
         chosen: Mapping[int, Tensor],
     ) -> Tensor:
         """Attention of some rows over what the plan lets ``store`` attend to."""
@@ -437,7 +356,7 @@ class KVCache:
             self.ledger.give(copied)
         return output
 
-    def _carry(self, store: _Store, segment: Segment, key: Tensor, value: Tensor, chosen: Mapping[int, Tensor]) -> None:
+    def _carry(self, store: Store, segment: Segment, key: Tensor, value: Tensor, chosen: Mapping[int, Tensor]) -> None:
         """Carry survivors on, keys first, then values, then marks, each letting go of its source.
 
         What is coded already is copied as it is; everything else is encoded.
@@ -469,7 +388,7 @@ class KVCache:
         elif kept < candidates:
             self._keep_sources(store, segment, _MARKS)
 
-    def _runs(self, store: _Store, segment: Segment) -> list[tuple[int, int]]:
+    def _runs(self, store: Store, segment: Segment) -> list[tuple[int, int]]:
         """The runs of candidates that are carried on whole: the first of each, and the one after its last."""
         plan, group = self.plan, store.plan
         if plan.carried(group, segment.index) == plan.candidates(group, segment.index):
@@ -482,7 +401,7 @@ class KVCache:
             start += tokens[source]
         return runs
 
-    def _read(self, layer: int, segment: Segment, store: _Store, query: Tensor, chosen: Mapping[int, Tensor]) -> Tensor:
+    def _read(self, layer: int, segment: Segment, store: Store, query: Tensor, chosen: Mapping[int, Tensor]) -> Tensor:
         """Attention over what the plan lets ``store`` attend to; a set that is also carried is trimmed first."""
         plan, group, index = self.plan, store.plan, segment.index
         assert store.key is not None
@@ -515,13 +434,13 @@ class KVCache:
         Coded history comes some rows at a time, each with its queries.
         """
 
-    def _assemble(self, store: _Store, segment: Segment, key: Tensor, value: Tensor, marked: bool) -> None:
+    def _assemble(self, store: Store, segment: Segment, key: Tensor, value: Tensor, marked: bool) -> None:
         """Grow the store by the current segment; each old tensor is freed before the next one grows."""
         self._assemble_marks(store, segment, key, marked)
         store.key = self._grow(store.key, key)
         store.value = self._grow(store.value, value)
 
-    def _assemble_marks(self, store: _Store, segment: Segment, key: Tensor, marked: bool) -> None:
+    def _assemble_marks(self, store: Store, segment: Segment, key: Tensor, marked: bool) -> None:
         if not marked:
             self._forget(store)
         elif self.policy.tracks_origin:
@@ -532,7 +451,7 @@ class KVCache:
             nothing = torch.zeros((), dtype=torch.float32, device=self.device)
             store.memory = self._grow(store.memory, nothing.expand(*key.shape[:3]))
 
-    def _forget(self, store: _Store) -> None:
+    def _forget(self, store: Store) -> None:
         for name in _MARKS:
             self.ledger.give(getattr(store, name))
             setattr(store, name, None)
@@ -547,7 +466,7 @@ class KVCache:
         self.ledger.give(old)
         return grown
 
-    def _keep(self, store: _Store, positions: Tensor, names: tuple[str, ...] = _TENSORS) -> None:
+    def _keep(self, store: Store, positions: Tensor, names: tuple[str, ...] = _TENSORS) -> None:
         """Copy the survivors out, one tensor after the other, each freeing its source."""
         for name in names:
             candidates = getattr(store, name)
@@ -556,7 +475,7 @@ class KVCache:
                 self.ledger.give(candidates)
             del candidates
 
-    def _keep_sources(self, store: _Store, segment: Segment, names: tuple[str, ...] = _TENSORS) -> None:
+    def _keep_sources(self, store: Store, segment: Segment, names: tuple[str, ...] = _TENSORS) -> None:
         """Copy out the segments that the plan goes on to hold; the others go as a whole."""
         assert store.plan.sources is not None
         tokens = self.plan.geometry.schedule.tokens
@@ -575,8 +494,8 @@ class KVCache:
         self,
         layer: int,
         segment: Segment,
-        store: _Store,
-        candidates: _Candidates,
+        store: Store,
+        candidates: Candidates,
         observed: Tensor | None,
         capacity: int,
     ) -> Iterator[tuple[slice, SelectionView]]:
@@ -610,14 +529,14 @@ class KVCache:
                 )
 
     def _remember(
-        self, layer: int, segment: Segment, store: _Store, candidates: _Candidates, observed: Tensor | None
+        self, layer: int, segment: Segment, store: Store, candidates: Candidates, observed: Tensor | None
     ) -> None:
         """Let every candidate add up what it was worth to this segment."""
         assert store.memory is not None
         for block, view in self._views(layer, segment, store, candidates, observed, capacity=0):
             store.memory[block] += self.policy.remember(view)
 
-    def _positions(self, store: _Store, segment: Segment) -> dict[int, Tensor]:
+    def _positions(self, store: Store, segment: Segment) -> dict[int, Tensor]:
         """Room for the positions ``(rows, heads, size)`` of the sets that the plan asks for, by size."""
         rows, heads = self.plan.geometry.rows, len(store.plan.heads)
         sizes = self.plan.chosen(store.plan, segment.index) if self.plan.judges(store.plan, segment.index) else ()
@@ -630,8 +549,8 @@ class KVCache:
         self,
         layer: int,
         segment: Segment,
-        store: _Store,
-        candidates: _Candidates,
+        store: Store,
+        candidates: Candidates,
         observed: Tensor | None,
         chosen: dict[int, Tensor],
     ) -> None:
@@ -642,7 +561,7 @@ class KVCache:
             for size, positions in chosen.items():
                 positions[block] = survivors(score, size)
 
-    def _drop(self, store: _Store) -> None:
+    def _drop(self, store: Store) -> None:
         for name in _TENSORS:
             self.ledger.give(getattr(store, name))
             setattr(store, name, None)

@@ -1,0 +1,94 @@
+"""Candidates merged to as many tokens as there is room for, as the policy groups them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scalekv.cache.codecs import encode
+from scalekv.cache.ledger import Ledger
+from scalekv.cache.stores import Candidates, Store
+from scalekv.planning import CachePlan, Segment
+from scalekv.planning.token_merging import merged_rows, merging_scratch
+from scalekv.policies import Policy, SelectionView
+from scalekv.policies.grouping import group_means
+
+
+@dataclass(frozen=True)
+class Merger:
+    """Makes the new history of head groups of one cache.
+
+    Args:
+        plan: of the cache.
+        policy: who groups.
+        ledger: of the cache, where what is made is counted.
+        dtype: attention computes in.
+        device: of the cache.
+    """
+
+    plan: CachePlan
+    policy: Policy
+    ledger: Ledger
+    dtype: torch.dtype
+    device: torch.device
+
+    def room(self, store: Store, segment: Segment) -> Store:
+        """An empty history for what the candidates of this segment are merged to."""
+        plan, group, index = self.plan, store.plan, segment.index
+        rows, kept, head_dim = plan.geometry.rows, plan.carried(group, index), plan.geometry.head_dim
+        sizes, dtype = [head_dim, head_dim], self.dtype
+        if plan.holds_coded(group, index + 1):
+            halves, dtype = group.halves_at(index + 1), torch.uint8
+            sizes = [half.vector_bytes(head_dim, self.dtype.itemsize) for half in halves]
+        shape = (rows, len(group.heads), kept)
+        return Store(
+            group,
+            store.heads,
+            key=self.ledger.take(torch.empty((*shape, sizes[0]), dtype=dtype, device=self.device)),
+            value=self.ledger.take(torch.empty((*shape, sizes[1]), dtype=dtype, device=self.device)),
+            count=self.ledger.take(torch.empty(shape, device=self.device)),
+        )
+
+    def merge(self, layer: int, segment: Segment, store: Store, candidates: Candidates, fresh: Store) -> None:
+        """Write the means of groups of candidates, some rows at a time, as the policy groups them."""
+        plan, group, index = self.plan, store.plan, segment.index
+        rows, kept, first = len(candidates.key), plan.carried(group, index), candidates.rows.start
+        assert store.count is not None
+        assert fresh.key is not None
+        assert fresh.value is not None
+        assert fresh.count is not None
+        step = merged_rows(plan, group, index, rows)
+        codecs = group.halves_at(index + 1) if plan.holds_coded(group, index + 1) else (None, None)
+        with self.ledger.scratch(merging_scratch(plan, group, index, rows)):
+            for start in range(0, rows, step):
+                own = slice(start, min(start + step, rows))
+                block = slice(first + own.start, first + own.stop)
+                count = store.count[block]
+                view = SelectionView(
+                    layer=layer,
+                    heads=group.heads,
+                    schedule=plan.geometry.schedule,
+                    segment=segment,
+                    capacity=kept,
+                    key=candidates.key[own],
+                    value=candidates.value[own],
+                    count=count,
+                    role=group.role,
+                    profile=plan.profile,
+                )
+                groups = self._groups(view)
+                fresh.count[block] = torch.zeros_like(fresh.count[block]).scatter_add_(2, groups, count)
+                for source, out, codec in zip((view.key, view.value), (fresh.key, fresh.value), codecs, strict=True):
+                    means = group_means(source, count, groups, fresh.count[block])
+                    if codec is None:
+                        out[block] = means
+                    else:
+                        encode(codec, means.to(self.dtype), out[block])
+
+    def _groups(self, view: SelectionView) -> Tensor:
+        """The policy's groups of candidates; everyone its own where there is room for all."""
+        if view.capacity < view.tokens:
+            return self.policy.assign(view)
+        return torch.arange(view.tokens, device=self.device).expand(*view.key.shape[:3])
