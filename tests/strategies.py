@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -50,15 +51,18 @@ def geometries(draw, layers: int = 5, heads: int = 3, **sizes) -> CacheGeometry:
 
 MEASURED = {
     "statistics": ("asi", "window_entropy", "window_variance", "scale_similarity"),
-    "head_statistics": ("sigma", "sensitivity"),
+    "head_statistics": ("sigma",),
     "source_statistics": ("mass",),
-    "curves": ("snapkv", "merging"),
+    "curves": ("snapkv",),
 }
-"""The tables that methods ask for."""
+"""The tables that published methods ask for."""
+
+MEASURED_FOR_MERGING = {"head_statistics": ("sensitivity",), "source_statistics": ("mass",), "curves": ("merging",)}
+"""The tables that Bytewise asks for."""
 
 
-def measured(geometry: CacheGeometry, seed: int) -> dict[str, Any]:
-    """All tables of ``MEASURED``, with numbers in 0 .. 1 of very different size."""
+def measured(geometry: CacheGeometry, seed: int, names: Mapping[str, tuple[str, ...]] = MEASURED) -> dict[str, Any]:
+    """All tables of ``names``, with numbers in 0 .. 1 of very different size."""
     numbers, sides = random.Random(seed), (geometry.schedule, geometry.layers, geometry.heads)
 
     def cell(shape: tuple[int, ...]) -> Any:
@@ -67,22 +71,23 @@ def measured(geometry: CacheGeometry, seed: int) -> dict[str, Any]:
     return {
         kind: {
             name: tuple(cell(cell_shape(kind, *sides, segment)) for segment in range(len(geometry.schedule)))
-            for name in names
+            for name in tables
         }
-        for kind, names in MEASURED.items()
+        for kind, tables in names.items()
     }
 
 
 @st.composite
 def profiles(draw, geometry: CacheGeometry) -> Profile | None:
-    """No profile, or all tables with or without published roles."""
-    kind = draw(st.sampled_from(["none", "roles", "tables"]))
+    """No profile, or all tables with or without published roles, or those for merging."""
+    kind = draw(st.sampled_from(["none", "roles", "tables", "merging"]))
     if kind == "none":
         return None
     layers, segments = geometry.layers, len(geometry.schedule)
     subset = st.sets(st.integers(0, layers - 1)).map(lambda chosen: tuple(sorted(chosen)))
     roles = {index: draw(subset) for index in range(segments)} if kind == "roles" else None
-    tables = measured(geometry, draw(st.integers(0, 2**20)))
+    names = MEASURED_FOR_MERGING if kind == "merging" else MEASURED
+    tables = measured(geometry, draw(st.integers(0, 2**20)), names)
     return Profile("drawn", layers, geometry.heads, geometry.schedule, roles=roles, **tables)
 
 
@@ -124,17 +129,11 @@ def _language_model_baselines() -> st.SearchStrategy[Policy]:
         st.builds(AdaKV, **snap, alpha=share, groups=st.integers(1, 3)),
         st.builds(
             Bytewise,
-            rounds=st.integers(0, 1),
-            allocation=st.sampled_from(["sensitivity", "uniform"]),
-            floor=share,
-            groups=st.integers(1, 3),
-        ),
-        st.builds(
-            Bytewise,
             timing=times,
-            queries=st.sampled_from(["uniform:64", "uniform:5", "all"]),
             reduction=st.sampled_from(["damage", "attention"]),
+            queries=st.sampled_from(["uniform:64", "uniform:5", "all"]),
         ),
+        st.builds(Bytewise, rounds=st.integers(0, 2), floor=share, groups=st.integers(1, 3)),
         st.builds(H2O, timing=times, recent_fraction=share, per_query=st.booleans()),
     )
 

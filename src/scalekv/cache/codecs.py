@@ -132,7 +132,8 @@ def _decode_fp8(packed: Tensor) -> Tensor:
 
 
 def _header(packed: Tensor, size: int) -> Tensor:
-    return packed[..., :size].contiguous().view(torch.bfloat16).float()
+    # A copy: one vector of an odd number of bytes counts as contiguous, and cannot be viewed.
+    return packed[..., :size].clone(memory_format=torch.contiguous_format).view(torch.bfloat16).float()
 
 
 def _largest(source: Tensor) -> Tensor:
