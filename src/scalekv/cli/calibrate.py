@@ -52,6 +52,13 @@ def calibrate(
     ] = None,
     queries: Annotated[int, option("--queries", parser=whole, help="Queries sampled per segment.")] = 256,
     top: Annotated[int, option("--top", parser=whole, help="K' of the Attention Selectivity Index.")] = 64,
+    sensitivity: Annotated[
+        bool,
+        option(
+            "--sensitivity/--no-sensitivity",
+            help="Differentiate what is drawn by the outputs of all heads, for bytewise; keeps a segment's states.",
+        ),
+    ] = True,
     size: Size = None,
     aspect: Aspect = None,
     seed: Annotated[
@@ -98,6 +105,7 @@ def calibrate(
                 seed=seed,
                 queries=queries,
                 top=top,
+                sensitivity=sensitivity,
                 progress=lambda done, total: steps.advance(),
                 **generation,
             )
