@@ -9,7 +9,7 @@ from torch import Tensor
 
 from live_bytes import LiveBytes
 from scalekv.cache import KVCache
-from scalekv.planning import CacheGeometry, Moment, Profile, Segment
+from scalekv.planning import CacheGeometry, HeadGroup, Moment, Profile, Segment
 from scalekv.policies import Policy
 
 SMALL = 2048  # bytes: index lists of a few entries per head
@@ -72,6 +72,12 @@ def compare_with_witness(witness: LiveBytes, cache: KVCache, ambient: int, segme
     assert witness.live - ambient - given - output.untyped_storage().nbytes() == moment.after
     statistics = output.numel() // output.shape[-1] * 4  # of the attention kernel
     groups = cache.plan.layers[layer]
-    parts = len(groups) > 1 or any(cache.plan.codes(group, segment.index) for group in groups)
+    parts = len(groups) > 1 or any(_by_rows(cache, group, segment.index) for group in groups)
     copies = 3 * output.nbytes if len(groups) > 1 and parts else 2 * output.nbytes if parts else output.nbytes
     assert witness.peak - ambient - given <= moment.peak + copies + statistics + SMALL
+
+
+def _by_rows(cache: KVCache, group: HeadGroup, segment: int) -> bool:
+    """Whether some rows at a time are attended, each with an output of its own."""
+    plan = cache.plan
+    return plan.codes(group, segment) or plan.merges(group, segment) or plan.counted(group, segment)
