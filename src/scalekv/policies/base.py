@@ -259,11 +259,13 @@ class _PlanBuilder:
         """``plan``, coded from ``start`` on, in the policy's finer codecs for as long as all of the history fits."""
         finer: tuple[tuple[int, Codec], ...] = ()
         for codec in map(Codec.parse, self.policy.finer_codecs):
-            end = start
-            while end < len(self.geometry.schedule) and self._all_fits(plan, (*finer, (start, codec)), end):
+            end, more = start, (*finer, (start, codec))
+            while end < len(self.geometry.schedule) and self._all_fits(plan, more, end):
                 end += 1
+            while end > start and not self._fits(replace(plan, layers=finer_coded(plan.layers, more, end)), end - 1):
+                end -= 1  # while some layers are done and others are not, too much would be held
             if end > start:
-                finer, start = (*finer, (start, codec)), end
+                finer, start = more, end
         return replace(plan, layers=finer_coded(plan.layers, finer, start)) if finer else plan
 
     def _all_fits(self, plan: CachePlan, finer: tuple[tuple[int, Codec], ...], segment: int) -> bool:
