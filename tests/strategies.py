@@ -79,15 +79,18 @@ def measured(geometry: CacheGeometry, seed: int, names: Mapping[str, tuple[str, 
 
 @st.composite
 def profiles(draw, geometry: CacheGeometry) -> Profile | None:
-    """No profile, or all tables with or without published roles, or those for merging."""
-    kind = draw(st.sampled_from(["none", "roles", "tables", "merging"]))
+    """No profile, or all tables with or without published roles, with or without those for merging."""
+    kind, merging = draw(st.sampled_from(["none", "roles", "tables"])), draw(st.booleans())
     if kind == "none":
         return None
     layers, segments = geometry.layers, len(geometry.schedule)
     subset = st.sets(st.integers(0, layers - 1)).map(lambda chosen: tuple(sorted(chosen)))
     roles = {index: draw(subset) for index in range(segments)} if kind == "roles" else None
-    names = MEASURED_FOR_MERGING if kind == "merging" else MEASURED
-    tables = measured(geometry, draw(st.integers(0, 2**20)), names)
+    seed = draw(st.integers(0, 2**20))
+    tables = measured(geometry, seed)
+    if merging:
+        extra = measured(geometry, seed, MEASURED_FOR_MERGING)
+        tables = {kind: {**tables[kind], **extra.get(kind, {})} for kind in tables}
     return Profile("drawn", layers, geometry.heads, geometry.schedule, roles=roles, **tables)
 
 

@@ -171,7 +171,7 @@ def last_history(policy: Policy, geometry: CacheGeometry) -> tuple[KVCache, torc
     """The cache and the first layer's keys when the last segment begins."""
     cache = KVCache(policy.plan(geometry), policy, dtype=torch.float32)
     seen: list[torch.Tensor] = []
-    cache.watch = lambda layer, segment, query, key: seen.append(key[:, :, : -segment.tokens].clone())
+    cache.watch = lambda layer, segment, query, key, value: seen.append(key[:, :, : -segment.tokens].clone())
     for _ in steps(cache, geometry):
         pass
     return cache, seen[-1]
@@ -208,7 +208,7 @@ def test_a_salient_key_survives_every_trim():
     direction = torch.nn.functional.normalize(torch.ones(8), dim=0)
     marked = 30 * direction
     found = []
-    cache.watch = lambda layer, segment, query, key: found.append((key == marked).all(-1).any(-1).all())
+    cache.watch = lambda layer, segment, query, key, value: found.append((key == marked).all(-1).any(-1).all())
     for segment in geometry.schedule:
         cache.begin(segment)
         query, key, value, _ = tensors(geometry, segment, 0)
@@ -225,7 +225,7 @@ def test_window_tokens_always_survive():
     policy = ScaleKV(budget="20 tokens")
     cache = KVCache(policy.plan(geometry), policy, dtype=torch.float32)
     histories = {}
-    cache.watch = lambda layer, segment, query, key: histories.setdefault((segment.index, layer), key.clone())
+    cache.watch = lambda layer, segment, query, key, value: histories.setdefault((segment.index, layer), key.clone())
     for _ in steps(cache, geometry):
         pass
     for layer in range(2):
