@@ -57,10 +57,18 @@ def test_bad_settings_are_refused_in_one_sentence(changes, words):
 
 
 @pytest.mark.parametrize(
-    "profile", [None, Profile("drawn", 3, 4, SCHEDULE, **measured(GEOMETRY, 1, MEASURED))], ids=["none", "others"]
+    ("profile", "state"),
+    [
+        (None, "runs without a profile"),
+        (
+            Profile("drawn", 3, 4, SCHEDULE, **measured(GEOMETRY, 1, MEASURED)),
+            "finds none of its tables in the profile for",
+        ),
+    ],
+    ids=["none", "others"],
 )
-def test_without_its_tables_heads_are_alike_with_a_warning(profile):
-    with pytest.warns(UserWarning, match="Bytewise runs without a profile, so every head gets the same capacity"):
+def test_without_its_tables_heads_are_alike_with_a_warning(profile, state):
+    with pytest.warns(UserWarning, match=f"Bytewise {state}.*, so every head gets the same capacity"):
         plan = Bytewise("10%").plan(GEOMETRY, profile)
     assert len(set(capacities(plan))) == 1
 
