@@ -114,6 +114,9 @@ class Watched:
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline, self.transformer, self.drawn = pipeline, pipeline.transformer, []
 
+    def __getattr__(self, name):
+        return getattr(self.pipeline, name)
+
     def __call__(self, *args, **options):
         self.drawn.append(self.pipeline(*args, **options))
         return self.drawn[-1]
