@@ -166,6 +166,14 @@ class TestVectors:
         error = (back.double() - vectors.double()).norm(dim=-1)
         assert (error <= 0.15 * vectors.double().norm(dim=-1) + 1e-28).all()
 
+    def test_one_vector_of_an_odd_number_of_bytes(self):
+        """Seven bytes: a slice of one vector counts as contiguous whatever its strides."""
+        vectors = torch.randn(2, 1, 1, 4, generator=torch.Generator().manual_seed(0))
+        packed = encoded("int6", vectors)
+        assert packed.shape[-1] == 7
+        together = decoded("int6", packed, vectors)
+        assert torch.equal(decoded("int6", packed[:1], vectors[:1]), together[:1])
+
     def test_the_exact_codec_is_exact(self):
         vectors = torch.randn(3, 2, 5, 6).bfloat16()
         assert torch.equal(round_trip("none", vectors), vectors)
