@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +196,21 @@ def test_another_model_is_refused(pipeline: Any, whole: RunFolder, var: Any) -> 
             evaluate(pipeline, request_of(), whole.path)
     finally:
         weight.data.copy_(kept)
+
+
+def test_a_run_that_another_process_begins_meanwhile_is_continued(
+    pipeline: Any, whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, listed = tmp_path / "run", Path.iterdir
+    folder.mkdir()
+
+    def begun_meanwhile(path: Path) -> Iterator[Path]:
+        if path == folder:
+            shutil.copytree(whole.path, folder, dirs_exist_ok=True)
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", begun_meanwhile)
+    assert evaluate(pipeline, request_of(), folder).records() == whole.records()
 
 
 def test_other_folders_are_refused(pipeline: Any, tmp_path: Path) -> None:

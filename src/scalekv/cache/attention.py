@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``softmax(query @ key^T + bias) @ value`` without mask or scale: queries arrive scaled.
+    """``softmax(query @ key^T + bias) @ value`` without scale: queries arrive scaled.
 
     Args:
         query: ``(rows, heads, queries, head_dim)``.
@@ -18,5 +18,5 @@ def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = N
     Returns:
         ``(rows, heads, queries, head_dim)``.
     """
-    mask = None if bias is None else bias[:, :, None].expand(-1, -1, query.shape[2], -1)
+    mask = None if bias is None else bias[:, :, None]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)

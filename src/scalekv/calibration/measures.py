@@ -1,7 +1,8 @@
 """What is measured of one layer at one segment, for one row.
 
 Everywhere ``query`` is ``(heads, tokens, head_dim)`` of the segment, ``key`` is ``(heads, candidates, head_dim)`` of
-all tokens so far in float32, and the softmax goes over all candidates. Attention exists for 64 queries at a time only.
+all tokens so far in float32, ``value`` likewise, and the softmax goes over all candidates. Attention exists for 64
+queries at a time only.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def merging_loss(query: Tensor, key: Tensor, value: Tensor, segment: Segment, hi
     Args:
         query: see above.
         key: see above.
-        value: ``(heads, candidates, head_dim)`` float32.
+        value: see above.
         segment: the current one, whose watchers read.
         history: tokens, at least one.
 
@@ -170,7 +171,7 @@ def coding_loss(query: Tensor, key: Tensor, value: Tensor, segment: Segment, his
     Args:
         query: see above.
         key: see above.
-        value: ``(heads, candidates, head_dim)`` float32.
+        value: see above.
         segment: the current one, whose watchers read.
         history: tokens, at least one.
 

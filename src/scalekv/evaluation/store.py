@@ -19,7 +19,6 @@ import csv
 import io
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -37,9 +36,6 @@ from scalekv.planning import Profile
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-_PATIENCE = 3.0
-"""Seconds to wait for another process that has begun the same run."""
 
 Record = dict[str, Any]
 
@@ -86,11 +82,10 @@ class RunFolder:
         Raises:
             InvalidInput: a folder with other things in it, or a run with other settings.
         """
-        if (path / "run.json").exists():
+        foreign = path.exists() and not (path.is_dir() and all(_is_own(file.name) for file in path.iterdir()))
+        if (path / "run.json").exists():  # looked for last: another process may have begun the run meanwhile
             return cls(path, cls.open(path).info.continued(settings, subjects, details))
-        if path.exists() and not (path.is_dir() and all(_is_own(file.name) for file in path.iterdir())):
-            if _begun_meanwhile(path):
-                return cls(path, cls.open(path).info.continued(settings, subjects, details))
+        if foreign:
             raise InvalidInput(f"{path} exists and is no run of 'scalekv evaluate'; choose another --out.")
         return cls(path, RunInfo.begin(settings, subjects, details))
 
@@ -254,18 +249,6 @@ def read_lines(path: Path) -> Iterator[Record]:
 def _is_own(name: str) -> bool:
     """Whether a run makes files of this name; other processes of it may have begun already."""
     return name in ("pictures", "drawn") or name.startswith(("results", "."))
-
-
-def _begun_meanwhile(path: Path) -> bool:
-    """Whether another process of the run is just writing its first files; waits for the last of them."""
-    first, deadline = {"run.json", "profile.json"}, time.monotonic() + _PATIENCE
-    while path.is_dir() and all(_is_own(file.name) or file.name in first for file in path.iterdir()):
-        if (path / "run.json").exists():
-            return True
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return False
 
 
 def _whole_bytes(stream: IO[bytes]) -> int:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 from scalekv.planning import CacheGeometry, HeadGroup, Profile
 from scalekv.planning.curves import head_quotas
 from scalekv.policies.calibrated import warn_without_profile
 from scalekv.policies.checks import check_share, check_whole
-from scalekv.policies.layers import Layers, over_segments, uniform
+from scalekv.policies.layers import Layers, over_segments, quota_groups, uniform
 from scalekv.policies.snapkv import SnapKV
 
 
@@ -86,24 +85,4 @@ class AdaKV(SnapKV):
             shares = head_quotas(curves[segment - 1], schedule.start(segment), pool, self.alpha, rest)
             return [window + share for share in shares]
 
-        return grouped(over_segments(schedule, heads, divide), self.groups)
-
-
-def grouped(quotas: Sequence[Sequence[int]], most: int) -> tuple[HeadGroup, ...]:
-    """At most ``most`` groups of heads with like quotas, each with the mean of its heads, rounded down [ours].
-
-    Heads in the order of their quotas over all segments are cut into parts of as equal a number as can be: what is
-    copied for one call of attention, beside the cache, is then as small as can be.
-
-    Args:
-        quotas: ``[head][segment]``.
-        most: at least 1.
-    """
-    order = sorted(range(len(quotas)), key=lambda head: (sum(quotas[head]), head))
-    parts = min(most, len(order))
-    edges = [part * len(order) // parts for part in range(parts + 1)]
-    by_capacity: dict[tuple[int, ...], list[int]] = {}
-    for heads in (order[start:end] for start, end in pairwise(edges)):
-        columns = zip(*(quotas[head] for head in heads), strict=True)
-        by_capacity.setdefault(tuple(sum(column) // len(heads) for column in columns), []).extend(heads)
-    return tuple(HeadGroup(tuple(sorted(heads)), capacity) for capacity, heads in by_capacity.items())
+        return quota_groups(over_segments(schedule, heads, divide), self.groups)

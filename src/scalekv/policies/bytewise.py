@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from scalekv.errors import InvalidInput
 from scalekv.planning import CacheGeometry, Codec, Profile, Segment
 from scalekv.planning.worth import head_losses, shared_pool
-from scalekv.policies.adakv import grouped
 from scalekv.policies.base import SelectionView
 from scalekv.policies.calibrated import warn_without_profile
 from scalekv.policies.checks import check_choice, check_share, check_whole
-from scalekv.policies.layers import Layers, over_segments, uniform
+from scalekv.policies.layers import Layers, over_segments, quota_groups, uniform
 from scalekv.policies.observation import ObservingPolicy
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ class Bytewise(ObservingPolicy):
 
         quotas = over_segments(geometry.schedule, heads, divide)
         layers = (quotas[first : first + geometry.heads] for first in range(0, heads, geometry.heads))
-        return tuple(grouped(layer, self.groups) for layer in layers)
+        return tuple(quota_groups(layer, self.groups) for layer in layers)
 
     def assign(self, view: SelectionView) -> Tensor:
         """Groups of like candidates around evenly spaced ones."""

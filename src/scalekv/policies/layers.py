@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from scalekv.planning import CacheGeometry, Codec, HeadGroup, Schedule
 
@@ -48,6 +49,26 @@ def of_whole_segments(heads: Sequence[int], sources: Sequence[Sequence[int]], sc
     tokens = schedule.tokens
     capacity = tuple(sum(tokens[source] for source in held) for held in sources)
     return HeadGroup(tuple(heads), capacity, sources=tuple(tuple(held) for held in sources))
+
+
+def quota_groups(quotas: Sequence[Sequence[int]], most: int) -> tuple[HeadGroup, ...]:
+    """At most ``most`` groups of heads with like quotas, each with the mean of its heads, rounded down [ours].
+
+    Heads in the order of their quotas over all segments are cut into parts of as equal a number as can be: what is
+    copied for one call of attention, beside the cache, is then as small as can be.
+
+    Args:
+        quotas: ``[head][segment]``.
+        most: at least 1.
+    """
+    order = sorted(range(len(quotas)), key=lambda head: (sum(quotas[head]), head))
+    parts = min(most, len(order))
+    edges = [part * len(order) // parts for part in range(parts + 1)]
+    by_capacity: dict[tuple[int, ...], list[int]] = {}
+    for heads in (order[start:end] for start, end in pairwise(edges)):
+        columns = zip(*(quotas[head] for head in heads), strict=True)
+        by_capacity.setdefault(tuple(sum(column) // len(heads) for column in columns), []).extend(heads)
+    return tuple(HeadGroup(tuple(sorted(heads)), capacity) for capacity, heads in by_capacity.items())
 
 
 def bounded(layers: Layers, slots: int) -> Layers:
