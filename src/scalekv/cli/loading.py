@@ -57,7 +57,8 @@ def check_model(name: str) -> None:
     is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
     if not is_hub_name:
         raise InvalidInput(
-            f"There is no model folder {name!r}; give a folder, a hub name (owner/name), {TINY} or {TINY_CLASSES}."
+            f"There is no model folder {name!r}; give a folder, a hub name (owner/name), "
+            f"{SCENES}, {TINY} or {TINY_CLASSES}."
         )
 
 
