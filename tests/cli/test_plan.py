@@ -97,7 +97,7 @@ def test_codecs_hold_more_and_say_so(answer, run):
     assert found["settings"]["codec"] == found["cache"]["codec"] == "int8/int4"
     assert found["cache"]["nominal_bytes"] <= found["cache"]["limit_bytes"]
     said = run("plan", "--budget", "10%", "--codec", "int8").stdout
-    assert f"exact; from segment {found['cache']['coded_from']} of 0 to 12 on int8" in said
+    assert f"exact before segment {found['cache']['coded_from']} of 12, at last int8" in said
     assert "nothing is coded" in run("plan", "--budget", "100%", "--codec", "int8").stdout
     assert answer("plan", "--budget", "100%", "--codec", "int4")["cache"]["coded_from"] is None
 

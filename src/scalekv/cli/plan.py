@@ -249,7 +249,7 @@ def _coded(plan: CachePlan) -> str:
     last = len(plan.geometry.schedule) - 1
     if plan.coded_from is None:
         return "everything fits, so that nothing is coded"
-    return f"exact; from segment {plan.coded_from} of 0 to {last} on {plan.codec}"
+    return f"exact before segment {plan.coded_from} of {last}, at last {plan.codec}"
 
 
 def _line(output: Output, name: str, size: int, remark: str) -> None:
