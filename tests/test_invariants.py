@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from dataclasses import replace
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 
 from scalekv import Full, Policy, Profile, Random, ScaleKV, SlidingWindow, StreamingLLM
-from scalekv.errors import InvalidInput
+from scalekv.errors import BudgetError, InvalidInput
 from scalekv.models.infinity import InfinityScheduler
 from scalekv.pipelines.infinity import InfinityPipeline
 from scalekv.pipelines.tiny import tiny_pipeline
-from scalekv.policies import AMSKV, Hack, HackPP, HeatKV
+from scalekv.policies import AMSKV, Hack, HackPP, HeatKV, make_policy
+from scalekv.policies import POLICIES as POLICY_NAMES
 
 SMALL = [[1, 1], [2, 2], [3, 3], [4, 4], [6, 6]]
 WIDE = [[1, 1], [1, 3], [2, 4], [3, 6], [4, 8]]
@@ -88,6 +90,21 @@ def test_4_bytes_allocated_are_bytes_planned(pipe, policy, shapes, batch, guidan
     assert report.kept_bytes == report.nominal_bytes
     assert report.measured_peak_bytes == report.peak_bytes
     assert report.kept_bytes <= report.limit_bytes
+
+
+@pytest.mark.parametrize("name", [name for name in POLICY_NAMES if name != "full"])
+@pytest.mark.parametrize("shapes", [SMALL, WIDE], ids=["square", "wide"])
+@pytest.mark.parametrize(("batch", "guidance"), [(1, 3.0), (2, 1.0)])
+def test_no_method_allocates_more_history_than_its_budget_and_two_percent(pipe, name, shapes, batch, guidance):
+    """Measured between segments, for every budget; some methods refuse the smallest."""
+    other, drawn = on(pipe, shapes), 0
+    for budget in ("50%", "20%", "10%", "4%", "2%"):
+        policy = make_policy(name, budget)
+        with contextlib.suppress(BudgetError):
+            report = draw(other, ["a cube", "two balls"][:batch], guidance_scale=guidance, kv_cache=policy).cache
+            assert report.kept_bytes <= 1.02 * float(budget[:-1]) / 100 * report.lossless_bytes
+            drawn += 1
+    assert drawn
 
 
 @pytest.mark.parametrize(

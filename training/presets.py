@@ -31,6 +31,8 @@ class TokenizerRecipe:
     slack: float = 0.2
     crop_steps: int = 0
     """Steps at the beginning that see a quarter of each picture: four times as many steps for the same work."""
+    squares: float = 2.0
+    """Weight of the squared error, against 1 of the absolute one; PSNR asks for squares, eyes for both."""
     early_stop: float = 0.1
     """Chance that a picture is decoded from its first few scales only, so that early scales carry the gist."""
 
@@ -42,6 +44,10 @@ TOKENIZERS = {
     ),
     "cpu-whole": TokenizerRecipe(
         Plan(steps=120, batch=12, rate=8e-4, muon=1.6e-3, warmup=10, average=0.97, final_rate=0.03, sheet_every=60)
+    ),
+    "cpu-more": TokenizerRecipe(
+        Plan(steps=1300, batch=16, rate=1.5e-3, muon=3e-3, warmup=30, average=0.995, final_rate=0.02, sheet_every=300),
+        squares=6.0,
     ),
     "gpu": TokenizerRecipe(
         Plan(steps=6000, batch=64, rate=2e-3, muon=4e-3, warmup=100, average=0.999, sheet_every=2000),
@@ -120,8 +126,12 @@ TRANSFORMERS = {
         stages=(Stage(200, 5, 48), Stage(300, 6, 32)),
     ),
     "cpu-more": TransformerRecipe(
-        Plan(steps=880, batch=8, rate=8e-4, muon=3.2e-3, warmup=30, decay=0.02, average=0.99, sheet_every=300),
-        stages=(Stage(500, 6, 32), Stage(100, 7, 18)),
+        Plan(steps=2700, batch=8, rate=8e-4, muon=3.2e-3, warmup=30, decay=0.02, average=0.997, sheet_every=450),
+        stages=(Stage(1150, 6, 32), Stage(200, 7, 18)),
+    ),
+    "cpu-layout": TransformerRecipe(
+        Plan(steps=900, batch=8, rate=8e-4, muon=3.2e-3, warmup=30, final_rate=0.3, decay=0.02, average=0.99),
+        stages=(Stage(900, 6, 32),),
     ),
     "gpu": TransformerRecipe(
         Plan(steps=11_000, batch=192, rate=1e-3, muon=4e-3, warmup=300, decay=0.03, average=0.9995, sheet_every=4000),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -110,24 +111,67 @@ def optimizers(task: Task) -> list[torch.optim.Optimizer]:
     return [adam, Muon(matrices, task.plan.muon, weight_decay=task.plan.decay, precision=precision)]
 
 
+@dataclass(frozen=True)
+class Crew:
+    """The processes that share a run, under ``torchrun --nproc_per_node N -m training...``; one without.
+
+    Every one holds the whole network and computes its share of each batch.
+
+    Args:
+        rank: number of this one.
+        size: how many.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def join(cls) -> Crew:
+        """The crew of this process, as torchrun tells it."""
+        if not dist.is_torchelastic_launched():
+            return cls()
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    def share(self, size: int) -> slice:
+        """The part of a batch of ``size`` that is this process's."""
+        return slice(self.rank * size // self.size, (self.rank + 1) * size // self.size)
+
+    def mean(self, parameters: list[nn.Parameter], flag: bool) -> bool:
+        """Replace gradients by their mean over the crew; whether anyone raised the flag."""
+        if self.size == 1:
+            return flag
+        # What a share of the batch does not use, such as the text of no prompt, another share may.
+        gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
+        flat = torch.cat([*(one.flatten().float() for one in gradients), gradients[0].new_tensor([float(flag)])])
+        dist.all_reduce(flat)
+        *parts, raised = flat.split([*(one.numel() for one in gradients), 1])
+        for one, part in zip(parameters, parts, strict=True):
+            one.grad = part.view_as(one) / self.size
+        return bool(raised > 0)
+
+
 class Run:
     """A training run in a folder.
 
     Args:
         task: what is trained.
         folder: checkpoint, log and sheets; a run found there goes on.
+        crew: the processes that share it; only the first writes.
 
     Raises:
         InvalidInput: the folder holds a run of another recipe.
     """
 
-    def __init__(self, task: Task, folder: Path) -> None:
+    def __init__(self, task: Task, folder: Path, crew: Crew | None = None) -> None:
         self.task, self.plan, self.folder, self.step = task, task.plan, folder, 0
+        self.crew = crew or Crew()
         self.parameters = [one for one in task.network.parameters() if one.requires_grad]
         self.averaged = [one.detach().clone() for one in self.parameters]
         self.optimizers = optimizers(task)
         self.rates = [group["lr"] for one in self.optimizers for group in one.param_groups]
-        self.stopping = False
+        self.asked = self.stopping = False
         folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.is_file():
             self._restore()
@@ -153,6 +197,8 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint; it replaces the old one whole or not at all."""
+        if self.crew.rank:
+            return
         state = {
             "network": self.task.network.state_dict(),
             "optimizers": [one.state_dict() for one in self.optimizers],
@@ -166,12 +212,13 @@ class Run:
     def train(self, until: int | None = None) -> None:
         """Train to the end, to step ``until``, or to the first SIGINT or SIGTERM, which saves and returns."""
         last = min(self.plan.steps, self.plan.steps if until is None else until)
-        with _polite(self), tqdm(total=self.plan.steps, initial=self.step, mininterval=5, smoothing=0.05) as bar:
+        bar = tqdm(total=self.plan.steps, initial=self.step, mininterval=5, smoothing=0.05, disable=self.crew.rank > 0)
+        with _polite(self), bar:
             saved = time.monotonic()
             while self.step < last and not self.stopping:
                 started = time.process_time()
                 entry = self._one_step()
-                if self.step % self.plan.sheet_every == 0 or self.step == self.plan.steps:
+                if not self.crew.rank and (self.step % self.plan.sheet_every == 0 or self.step == self.plan.steps):
                     with self.averaged_weights():
                         entry |= self.task.watch(self.step, self.folder)
                 self._log(entry | {"cpu_seconds": round(time.process_time() - started, 3)})
@@ -183,7 +230,7 @@ class Run:
             self.save()
 
     def _one_step(self) -> dict[str, Any]:
-        seed_step(self.plan.seed, self.step)
+        seed_step(self.plan.seed, self.step * self.crew.size + self.crew.rank)
         self.task.network.train()
         share = pace(self.step, self.plan)
         groups = [group for one in self.optimizers for group in one.param_groups]
@@ -191,6 +238,7 @@ class Run:
             group["lr"] = rate * share
         loss, numbers = self.task.loss(self.step)
         loss.backward()
+        self.stopping = self.crew.mean(self.parameters, self.asked)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)
         if bool(torch.isfinite(norm)):
             for one in self.optimizers:
@@ -213,6 +261,8 @@ class Run:
             _copy(own, self.parameters)
 
     def _log(self, entry: dict[str, Any]) -> None:
+        if self.crew.rank:
+            return
         rounded = {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in entry.items()}
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(rounded) + "\n")
@@ -226,10 +276,10 @@ def _copy(source: list[Tensor], target: list[nn.Parameter]) -> None:
 
 @contextmanager
 def _polite(run: Run) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into the end of the current step."""
+    """Turn SIGINT or SIGTERM into the end of a step, the same one for all of the crew."""
 
     def stop(*_: Any) -> None:
-        run.stopping = True
+        run.asked = True
 
     wanted = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(one, stop) for one in wanted]

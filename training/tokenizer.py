@@ -111,7 +111,7 @@ class TokenizerTask:
         squared, absolute = difference.square().mean(), difference.abs().mean()
         edges = (difference.diff(dim=2)).abs().mean() + difference.diff(dim=3).abs().mean()
         commitment = F.relu((latent - codes).abs() - self.recipe.slack).square().mean()
-        total = absolute + 2 * squared + 0.5 * edges + self.recipe.commitment * commitment
+        total = absolute + self.recipe.squares * squared + 0.5 * edges + self.recipe.commitment * commitment
         psnr = 10 * math.log10(4 / max(float(squared.detach()), 1e-12))
         return total, {"psnr": psnr, "commitment": float(commitment.detach()), "balance": agreement}
 

@@ -19,10 +19,10 @@ from live_bytes import LiveBytes
 from scalekv.cache import KVCache
 from scalekv.cache.codecs import rotation
 from scalekv.errors import BudgetError
-from scalekv.planning import CacheGeometry, Codec, Profile, Schedule
+from scalekv.planning import CacheGeometry, Codec, Profile, Schedule, Segment
 from scalekv.planning.curves import curve_ranks
 from scalekv.policies import Bytewise, Full
-from scalekv.policies.grouping import nearest_groups
+from scalekv.policies.grouping import candidate_heights, nearest_groups
 from strategies import MEASURED_FOR_MERGING, codecs, geometries, measured
 
 pytestmark = pytest.mark.filterwarnings("ignore:Bytewise runs without a profile")
@@ -91,16 +91,18 @@ def naive(policy: Bytewise, plan, geometry: CacheGeometry, draw=tensors):
                             own = [torch.cat(pair) for pair in zip(old, own, strict=True)]
                         logits = query[row, head] @ own[0].mT + own[2].log()
                         output[row, head] = torch.softmax(logits, -1) @ own[1]
-                        held[place] = merged(policy, own, plan.carried(group, segment.index))
+                        held[place] = merged(policy, segment, own, plan.carried(group, segment.index))
             outputs[segment.index, layer] = output
     return outputs
 
 
-def merged(policy: Bytewise, own: list[torch.Tensor], kept: int) -> list[torch.Tensor]:
+def merged(policy: Bytewise, segment: Segment, own: list[torch.Tensor], kept: int) -> list[torch.Tensor]:
     key, value, count = own
     if not kept or kept >= len(count):
         return own
-    labels = nearest_groups(*(part[None, None] for part in own), kept, policy.rounds)[0, 0].tolist()
+    heights = candidate_heights(GEOMETRY.schedule, segment, len(count) - segment.tokens)
+    parts = (part[None, None] for part in own)
+    labels = nearest_groups(*parts, kept, policy.rounds, heights, policy.reach)[0, 0].tolist()
     new = [torch.zeros(kept, key.shape[1]), torch.zeros(kept, key.shape[1]), torch.zeros(kept)]
     for token, label in enumerate(labels):
         new[0][label] += count[token] * key[token]

@@ -46,6 +46,17 @@ def test_a_sheet_of_methods_and_budgets(answer, folder):
     assert len(list((folder / "single").iterdir())) == 5
 
 
+def test_methods_with_settings_of_their_own(answer, folder):
+    words = ("--policies", "snapkv,snapkv:queries=all,pooling=max,bytewise", "--budgets", "10%", "--pictures", "one")
+    found = answer("compare", "a", *words, "--out", "a.png")
+    told = [(entry["method"], entry["policy_settings"]["queries"]) for entry in found["entries"]]
+    assert told == [("snapkv", "uniform:32"), ("snapkv", "all"), ("bytewise", "uniform:64")]
+    names = {path.name for path in (folder / "one").iterdir()}
+    assert names >= {"snapkv-10percent.png", "snapkv+pooling=max,queries=all-10percent.png", "bytewise-10percent.png"}
+    words = json.loads(Image.open(folder / "a.png").text["scalekv"])["method"]
+    assert words == "snapkv, snapkv:pooling=max,queries=all, bytewise in int6/int4"
+
+
 def test_what_cannot_be_planned_leaves_its_place_empty(run, answer, folder):
     words = ("compare", "a", "--policies", "full,random", "--budgets", "10%", "--out", "a.png")
     result = run(*words)
@@ -82,6 +93,8 @@ def test_classes(answer, monkeypatch, folder):
         ([], "got neither"),
         (["a", "--class", "1"], "got both"),
         (["a", "--policies", "random,magic"], "'magic'"),
+        (["a", "--policies", "snapkv:queries"], "Cannot read the policy 'snapkv:queries'"),
+        (["a", "--policies", "snapkv:budget=4%"], "Leave the budget out"),
         (["a", "--policies", "random,,full"], "--policies is 'random,,full', with an empty entry"),
         (["a", "--budgets", ""], "--budgets is ''"),
         (["a", "--budgets", "10%,11"], "'11'"),

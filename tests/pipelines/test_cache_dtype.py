@@ -12,8 +12,7 @@ import torch
 
 from scalekv import Full, Policy, ScaleKV, SlidingWindow, calibrate
 from scalekv.errors import InvalidInput
-from scalekv.evaluation import RunFolder
-from scalekv.evaluation.jobs import Grid, parse_budgets, parse_specs
+from scalekv.evaluation import Grid, RunFolder, parse_budgets, parse_specs
 from scalekv.evaluation.request import Request
 from scalekv.evaluation.runner import evaluate
 from scalekv.evaluation.subjects import Subject

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scalekv.planning import Schedule
 from scalekv.planning.token_merging import MERGING_BLOCK
-from scalekv.policies.grouping import group_means, nearest_groups
+from scalekv.policies.grouping import candidate_heights, group_means, nearest_groups
 
 
 def drawn(seed: int, rows: int, heads: int, tokens: int, channels: int = 4):
@@ -98,6 +99,72 @@ def test_keys_and_values_count_alike_whatever_their_size():
     assert torch.equal(nearest_groups(key * 1024, value / 4096, count, 9), expected)
     assert not torch.equal(nearest_groups(key, torch.zeros_like(value), count, 9), expected)
     assert not torch.equal(nearest_groups(torch.zeros_like(key), value, count, 9), expected)
+
+
+def spaced_by_height(heights: torch.Tensor, kept: int) -> list[int]:
+    """The evenly spaced tokens from the top of the picture down."""
+    tokens = len(heights)
+    seeds = [index * (tokens - 1) // max(1, kept - 1) for index in range(kept)]
+    return sorted(seeds, key=lambda seed: (float(heights[seed]), seed))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_with_heights_and_a_long_reach_only_the_order_of_groups_changes(data):
+    tokens = data.draw(st.integers(1, 30))
+    kept = data.draw(st.integers(1, tokens))
+    key, value, count = drawn(data.draw(st.integers(0, 9999)), 1, 2, tokens)
+    heights = torch.tensor(
+        data.draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=tokens, max_size=tokens))
+    )
+    plain = nearest_groups(key, value, count, kept)
+    seeds = [index * (tokens - 1) // max(1, kept - 1) for index in range(kept)]
+    place = torch.tensor([spaced_by_height(heights, kept).index(seed) for seed in seeds])
+    found = nearest_groups(key, value, count, kept, heights=heights, reach=kept)
+    assert torch.equal(found, place[plain])
+
+
+@pytest.mark.parametrize("reach", [0, 1, 5])
+def test_tokens_look_at_the_groups_of_their_height_and_some_more(reach):
+    tokens, kept = 3 * MERGING_BLOCK, 40
+    key, value, count = drawn(4, 1, 1, tokens)
+    heights = torch.linspace(0, 1, tokens)
+    found = nearest_groups(key, value, count, kept, heights=heights, reach=reach)[0, 0]
+    levels = heights[spaced_by_height(heights, kept)]
+    looked = 0
+    for start in range(0, tokens, MERGING_BLOCK):
+        block = slice(start, start + MERGING_BLOCK)
+        inside = torch.nonzero((levels >= heights[block].min()) & (levels <= heights[block].max()))[:, 0]
+        low, high = int(inside[0]) - reach, int(inside[-1]) + reach
+        assert found[block].min() >= low
+        assert found[block].max() <= high
+        looked += len(set(found[block].tolist()) - set(inside.tolist()))
+    assert (looked > 0) == (reach > 0)
+
+
+def test_a_block_between_two_groups_joins_one_of_them():
+    key, value, count = drawn(6, 1, 1, 2 * MERGING_BLOCK)
+    heights = torch.linspace(0, 1, 2 * MERGING_BLOCK).sqrt()
+    found = nearest_groups(key, value, count, 1, heights=heights)
+    assert not found.any()
+
+
+def test_heights_of_whole_and_of_merged_history():
+    schedule = Schedule.from_shapes([(1, 1), (2, 3), (4, 2)])
+    whole = candidate_heights(schedule, schedule[2], 7).tolist()
+    assert whole == [0.0, *[0.25] * 3, *[0.75] * 3, *[0.125] * 2, *[0.375] * 2, *[0.625] * 2, *[0.875] * 2]
+    merged = candidate_heights(schedule, schedule[2], 4).tolist()
+    assert merged == [0.0, 0.375, 0.625, 0.875, *whole[7:]]
+
+
+@given(st.integers(1, 12), st.integers(1, 40))
+def test_the_first_token_is_the_first_group_for_ever(history, kept):
+    schedule = Schedule.from_sides([1, 2, 3, 4, 5])
+    heights = candidate_heights(schedule, schedule[4], history)
+    key, value, count = drawn(0, 1, 1, len(heights))
+    kept = min(kept, len(heights))
+    assert spaced_by_height(heights, kept)[0] == 0
+    assert nearest_groups(key, value, count, kept, heights=heights, reach=kept)[0, 0, 0] == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

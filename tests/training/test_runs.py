@@ -10,7 +10,7 @@ from training.encode import describe, encode
 from training.norms import QuickGroupNorm, _GroupNorm, quicken
 from training.optimizer import Muon, orthogonal
 from training.presets import Stage, TokenizerRecipe, TransformerRecipe
-from training.runs import Plan, Run, pace, seed_step
+from training.runs import Crew, Plan, Run, pace, seed_step
 from training.tokenizer import TokenizerTask, psnr, reconstruct
 from training.tokenizer import build as build_tokenizer
 from training.transformer import TransformerTask, assemble, begin_with
@@ -77,6 +77,56 @@ def test_a_resumed_run_ends_in_the_same_place(kind, request, tmp_path):
     ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 4
+
+
+class Toy:
+    """Numbers to one number; the last weight is used by the first half of a batch only."""
+
+    plan = Plan(steps=6, batch=4, rate=0.1, warmup=1, sheet_every=100, checkpoint_every=1e9)
+    adam = ()
+
+    def __init__(self, crew: Crew) -> None:
+        torch.manual_seed(0)
+        self.crew, self.network = crew, torch.nn.ParameterList([torch.zeros(3), torch.zeros(1)])
+
+    def loss(self, step):
+        rows = torch.randn(self.plan.batch, 3, generator=torch.Generator().manual_seed(step))
+        drawn = rows @ self.network[0]
+        errors = [(one - 1 + (self.network[1][0] if row < 2 else 0)).square() for row, one in enumerate(drawn)]
+        return torch.stack(errors[self.crew.share(self.plan.batch)]).mean(), {}
+
+    def watch(self, step, folder):
+        return {}
+
+
+def work(rank: int, folder, store: str) -> None:
+    """One process of two; the second is asked to stop in its fourth step."""
+    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+    task = Toy(Crew(rank, 2))
+    run = Run(task, folder / "crew", task.crew)
+    run.train(3)
+    run.asked = rank == 1
+    run.train()
+    assert (run.step, run.stopping) == (4, True)
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_share_a_batch_and_stop_together(tmp_path):
+    torch.multiprocessing.spawn(work, (tmp_path, str(tmp_path / "store")), nprocs=2)
+    alone = Run(Toy(Crew()), tmp_path / "alone")
+    alone.train(4)
+    together = Run(Toy(Crew()), tmp_path / "crew")
+    assert together.step == 4
+    assert alone.parameters[1].abs() > 0
+    for one, other in zip(weights(alone), weights(together), strict=True):
+        torch.testing.assert_close(one, other)
+    assert len((tmp_path / "crew" / "log.jsonl").read_text().splitlines()) == 4
+
+
+def test_shares_cover_a_batch():
+    for size in (1, 5, 8):
+        parts = [Crew(rank, 3).share(size) for rank in range(3)]
+        assert [row for part in parts for row in range(size)[part]] == list(range(size))
 
 
 def test_stages_follow_each_other():

@@ -47,6 +47,7 @@ from scalekv.cli.sampling import (
 )
 from scalekv.errors import InvalidInput
 from scalekv.policies import Policy
+from scalekv.policies.specs import parse_specs
 
 SHEET_NAME = "comparison"
 """Begins the names of our own making, so that sheets and pictures of a folder are told apart."""
@@ -66,7 +67,7 @@ def compare(
             panel=CACHE,
             env="POLICIES",
             metavar="NAMES",
-            help="Methods, separated by commas, a row each; see 'scalekv methods'.",
+            help="Methods, separated by commas, a row each, with settings as in scalekv:queries=all.",
         ),
     ] = "scalekv,streaming_llm,random",
     budgets: Annotated[
@@ -107,7 +108,8 @@ def compare(
     wanted, kind = PictureSize.parse(size, aspect), dtype_from(dtype)
     held = dtype_from(cache_dtype, "--cache-dtype")
     listed = _listed("--budgets", budgets)
-    rows = [[policy_from(name, budget, strict, codec) for budget in listed] for name in _listed("--policies", policies)]
+    specs = parse_specs(_listed("--policies", policies))
+    rows = [[policy_from(spec, budget, strict, codec) for budget in listed] for spec in specs]
     _check_different(rows)
     supplied, number = profile_from(profile), seed_from(seed)
     subjects = subjects_from([prompt] if prompt is not None else None, [class_name] if class_name is not None else None)

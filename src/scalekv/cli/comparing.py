@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalekv._version import __version__
-from scalekv.cli.drawing import Run, budget_of, method_of, policy_settings, quality_text
+from scalekv.cli.drawing import Run, budget_of, method_of, policy_settings, quality_text, short_name
 from scalekv.errors import BudgetError, InvalidInput, ProfileError
 from scalekv.planning import format_bytes
 from scalekv.policies import Full, Policy
+from scalekv.policies.specs import file_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,7 +47,8 @@ class Entry:
     @property
     def file_name(self) -> str:
         """Of the single picture."""
-        return f"{self.policy.name}-{self.budget.replace('%', 'percent').replace(' ', '')}.png"
+        budget = self.budget.replace("%", "percent").replace(" ", "")
+        return f"{file_name(short_name(self.policy))}-{budget}.png"
 
     def tile(self) -> Tile:
         """The place of this entry on the sheet."""

@@ -13,6 +13,7 @@ from scalekv.cli.loading import TINY, TINY_CLASSES
 from scalekv.cli.output import Output
 from scalekv.planning import CacheGeometry, Profile, Schedule, choose_profile, format_bytes
 from scalekv.policies import Full, Policy
+from scalekv.policies.specs import label_of
 
 if TYPE_CHECKING:
     import torch
@@ -241,9 +242,17 @@ class Run:
         }
 
 
+_TOLD_ELSEWHERE = ("budget", "strict", "codec")
+
+
+def short_name(policy: Policy) -> str:
+    """The name of a policy with the settings that are not its defaults; not its codec."""
+    return label_of(policy, but=_TOLD_ELSEWHERE)
+
+
 def method_of(policy: Policy) -> str:
-    """The name of a policy, with its codec if it has one."""
-    return policy.name if policy.codec == "none" else f"{policy.name} in {policy.codec}"
+    """The short name of a policy, with its codec if it has one."""
+    return short_name(policy) if policy.codec == "none" else f"{short_name(policy)} in {policy.codec}"
 
 
 def budget_of(policy: Policy) -> str:

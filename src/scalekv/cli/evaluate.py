@@ -37,8 +37,9 @@ from scalekv.cli.picture_size import PictureSize
 from scalekv.cli.prompts import prompts_from
 from scalekv.cli.sampling import Temperature, TopK, TopP, check_class_options, sampling_from
 from scalekv.errors import InvalidInput
-from scalekv.evaluation.jobs import Grid, Share, parse_budgets, parse_specs, spaced_seeds
+from scalekv.evaluation.jobs import Grid, Share, parse_budgets, spaced_seeds
 from scalekv.evaluation.subjects import class_list
+from scalekv.policies.specs import parse_specs
 
 MEASURE = "Measure"
 

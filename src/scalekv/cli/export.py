@@ -67,8 +67,9 @@ def export(
 
 
 def _fits(cell: Any, policy: str | None, budget: str | None) -> bool:
-    from scalekv.evaluation.jobs import FULL, PolicySpec
+    from scalekv.evaluation.jobs import FULL
     from scalekv.planning import Budget
+    from scalekv.policies.specs import PolicySpec
 
     if cell == FULL:
         return True

@@ -11,6 +11,7 @@ import typer
 from scalekv.errors import InvalidInput
 from scalekv.planning import Budget, Profile, read_profile
 from scalekv.policies import Policy, make_policy
+from scalekv.policies.specs import PolicySpec
 
 DEFAULT_BUDGET = "10%"
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -151,16 +152,17 @@ Model = Annotated[
 ]
 
 
-def policy_from(name: str, budget: str | None, strict: bool, codec: str | None = None) -> Policy:
-    """The policy of a command line; without a budget, 10 % or, for ``full``, all.
+def policy_from(spec: str | PolicySpec, budget: str | None, strict: bool, codec: str | None = None) -> Policy:
+    """The policy of a command line, ``name`` or ``name:setting=value``; without a budget, 10 % or, for ``full``, all.
 
     Raises:
-        InvalidInput: an unknown name or codec, or a budget that cannot be read.
+        InvalidInput: an unknown name, setting or codec, or a budget that cannot be read.
     """
+    spec = PolicySpec.parse(spec) if isinstance(spec, str) else spec
     if budget is None:
-        chosen = make_policy(name)
-        budget = DEFAULT_BUDGET if Budget.parse(chosen.budget).fraction != 1 else "100%"
-    return make_policy(name, budget, strict=strict, **without_none(codec=codec))
+        budget = DEFAULT_BUDGET if Budget.parse(spec.policy(None).budget).fraction != 1 else "100%"
+    settings = {**dict(spec.settings), **without_none(strict=strict or None, codec=codec)}
+    return make_policy(spec.name, budget, **settings)
 
 
 def dtype_from(text: str | None, name: str = "--dtype") -> str | None:

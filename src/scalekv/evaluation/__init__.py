@@ -9,20 +9,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scalekv.evaluation.jobs import Cell, Grid, PolicySpec, Share, parse_budgets, parse_specs
+    from scalekv.evaluation.jobs import Cell, Grid, Share, parse_budgets
     from scalekv.evaluation.request import Request
     from scalekv.evaluation.runner import evaluate
     from scalekv.evaluation.store import RunFolder
     from scalekv.evaluation.subjects import Subject, read_subjects, scenes_subjects
     from scalekv.evaluation.summary import differences, summarize
+    from scalekv.policies.specs import PolicySpec, parse_specs
 
 _HOMES = {
-    "scalekv.evaluation.jobs": ("Cell", "Grid", "PolicySpec", "Share", "parse_budgets", "parse_specs"),
+    "scalekv.evaluation.jobs": ("Cell", "Grid", "Share", "parse_budgets"),
     "scalekv.evaluation.request": ("Request",),
     "scalekv.evaluation.runner": ("evaluate",),
     "scalekv.evaluation.store": ("RunFolder",),
     "scalekv.evaluation.subjects": ("Subject", "read_subjects", "scenes_subjects"),
     "scalekv.evaluation.summary": ("differences", "summarize"),
+    "scalekv.policies.specs": ("PolicySpec", "parse_specs"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalekv.errors import InvalidInput
-from scalekv.evaluation.jobs import Cell, PolicySpec
+from scalekv.evaluation.jobs import Cell
 from scalekv.evaluation.store import RunFolder
+from scalekv.policies.specs import PolicySpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -2,74 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from scalekv.errors import InvalidInput
-from scalekv.planning import Budget, BudgetLike
-from scalekv.policies import POLICIES, Policy, make_policy
+from scalekv.planning import Budget
+from scalekv.policies import Policy
+from scalekv.policies.specs import PolicySpec, file_name
 
 SEED_STRIDE = 1_000_000
 """From one seed of a run to the next, so that no two of its pictures share their noise [ours]."""
-
-_WORDS: dict[str, Any] = {"true": True, "false": False, "null": None}
-
-
-@dataclass(frozen=True)
-class PolicySpec:
-    """A method with settings, as people write it: ``scalekv`` or ``scalekv:pooling=max,strict=true``.
-
-    Args:
-        name: of a known policy.
-        settings: its fields but for the budget, sorted by name.
-
-    Raises:
-        InvalidInput: an unknown method or setting, a value that it refuses, or a budget among the settings.
-    """
-
-    name: str
-    settings: tuple[tuple[str, Any], ...] = ()
-
-    def __post_init__(self) -> None:
-        if "budget" in dict(self.settings):
-            raise InvalidInput(
-                f"Leave the budget out of {self.label!r}; the budgets are given for all methods at once."
-            )
-        self.policy(None)
-
-    @classmethod
-    def parse(cls, text: str) -> PolicySpec:
-        """Read one spec.
-
-        Raises:
-            InvalidInput: as above, or text that is no spec.
-        """
-        name, separator, rest = text.strip().partition(":")
-        pieces = rest.split(",") if separator else []
-        settings: dict[str, Any] = {}
-        for piece in pieces:
-            key, equals, value = (part.strip() for part in piece.partition("="))
-            if not (key and equals and value):
-                raise InvalidInput(f"Cannot read the policy {text!r}; write NAME or NAME:setting=value,setting=value.")
-            settings[key] = _value(value)
-        known = name.lower().replace("-", "_")
-        return cls(known if known in POLICIES else name, tuple(sorted(settings.items())))
-
-    @property
-    def label(self) -> str:
-        """The spec as text; equal specs have equal labels."""
-        settings = ",".join(f"{name}={_shown(value)}" for name, value in self.settings)
-        return f"{self.name}:{settings}" if settings else self.name
-
-    def strict(self) -> PolicySpec:
-        """This method, with its peak held under the budget."""
-        return PolicySpec(self.name, tuple(sorted({**dict(self.settings), "strict": True}.items())))
-
-    def policy(self, budget: BudgetLike | None) -> Policy:
-        """The policy with a budget; ``None`` is its own default."""
-        return make_policy(self.name, budget, **dict(self.settings))
 
 
 @dataclass(frozen=True)
@@ -92,7 +34,7 @@ class Cell:
     @property
     def folder(self) -> str:
         """A relative path for files of this cell, two names deep."""
-        return f"{_file_name(self.spec.label)}/{_file_name(self.budget)}"
+        return f"{file_name(self.spec.label)}/{file_name(self.budget)}"
 
     def key(self, prompt_index: int, seed: int) -> str:
         """What identifies the result of one picture within a run."""
@@ -195,28 +137,6 @@ class Grid:
         return [Unit(start, stop, seed) for seed in self.seeds for start, stop in windows]
 
 
-def parse_specs(texts: Sequence[str]) -> tuple[PolicySpec, ...]:
-    """Read lists of specs separated by commas; ``all`` is every known method.
-
-    ``a:x=1,y=2,b`` is the methods ``a`` (with two settings) and ``b``.
-
-    Raises:
-        InvalidInput: none at all, or one that cannot be read.
-    """
-    specs: list[str] = []
-    for piece in (piece.strip() for text in texts for piece in text.split(",")):
-        name = piece.partition("=")[0]
-        if "=" in piece and ":" not in name and specs:
-            specs[-1] += f",{piece}"
-        elif piece == "all":
-            specs += [name for name in POLICIES if name != FULL.spec.name]
-        elif piece:
-            specs.append(piece)
-    if not specs:
-        raise InvalidInput("There is no policy to evaluate; name some, such as 'scalekv,random', or 'all'.")
-    return tuple(dict.fromkeys(PolicySpec.parse(spec) for spec in specs))
-
-
 def parse_budgets(texts: Sequence[str]) -> tuple[str, ...]:
     """Read lists of budgets separated by commas, in the words in which they are printed.
 
@@ -233,23 +153,3 @@ def parse_budgets(texts: Sequence[str]) -> tuple[str, ...]:
 def spaced_seeds(first: int, count: int) -> tuple[int, ...]:
     """``count`` seeds whose pictures never share their noise."""
     return tuple(first + SEED_STRIDE * number for number in range(count))
-
-
-def _value(text: str) -> Any:
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _shown(value: Any) -> str:
-    return next((word for word, meant in _WORDS.items() if value is meant), str(value))
-
-
-def _file_name(text: str) -> str:
-    """``text`` as a name that every file system takes."""
-    return re.sub(r"[^\w.,=+-]", "-", text.replace(":", "+").replace("%", "pct"))

@@ -48,6 +48,7 @@ class Bytewise(ObservingPolicy):
             queries of ``|a / (1 - a) * (o - v)|^2`` for a token of weight a and value v beside the output o, exactly
             what dropping it alone costs; or ``"attention"``, the weight.
         rounds: how often the centres of groups move to their means before tokens are merged, at least 0.
+        reach: how many centres above and below those as high in the picture as itself a token looks at, at least 0.
         queries: those that score, where tokens are dropped; see :class:`Observation`; nothing is protected.
         allocation: ``"sensitivity"``, from a profile with the tables ``"merging"`` and ``"sensitivity"``; without one,
             and with ``"uniform"``, all heads get the same.
@@ -61,6 +62,7 @@ class Bytewise(ObservingPolicy):
     codec: str = "int6/int4"
     reduction: Literal["merge", "damage", "attention"] = "merge"
     rounds: int = 0
+    reach: int = 32
     queries: str = "uniform:64"
     allocation: Literal["sensitivity", "uniform"] = "sensitivity"
     floor: float = 0.25
@@ -78,6 +80,7 @@ class Bytewise(ObservingPolicy):
         check_share("floor", self.floor)
         check_whole("groups", self.groups, least=1)
         check_whole("rounds", self.rounds, least=0)
+        check_whole("reach", self.reach, least=0)
         if self.merges and self.timing == "before":
             raise InvalidInput(
                 "bytewise merges tokens after attention only; use timing='after', or reduction='damage' to drop before."
@@ -122,10 +125,11 @@ class Bytewise(ObservingPolicy):
 
     def assign(self, view: SelectionView) -> Tensor:
         """Groups of like candidates around evenly spaced ones."""
-        from scalekv.policies.grouping import nearest_groups
+        from scalekv.policies.grouping import candidate_heights, nearest_groups
 
         assert view.count is not None
-        return nearest_groups(view.key, view.value, view.count, view.capacity, self.rounds)
+        heights = candidate_heights(view.schedule, view.segment, view.tokens - view.segment.tokens)
+        return nearest_groups(view.key, view.value, view.count, view.capacity, self.rounds, heights, self.reach)
 
     def score(self, view: SelectionView) -> Tensor:
         """What the observed outputs lose without each candidate, or the attention they pay to it."""

@@ -8,17 +8,28 @@ from typing import TYPE_CHECKING
 from scalekv.planning.token_merging import MERGING_BLOCK
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
+
+    from scalekv.planning import Schedule, Segment
 
 _LEAST = 1e-12
 
 
-def nearest_groups(key: Tensor, value: Tensor, count: Tensor, kept: int, rounds: int = 0) -> Tensor:
+def nearest_groups(
+    key: Tensor,
+    value: Tensor,
+    count: Tensor,
+    kept: int,
+    rounds: int = 0,
+    heights: Tensor | None = None,
+    reach: int = 0,
+) -> Tensor:
     """Groups around ``kept`` evenly spaced tokens: everyone joins the nearest.
 
     Near in key and value together, each over its own spread (that of the evenly spaced ones), in Euclid's sense, ties
-    to the earlier group. Float32, a block of tokens at a time.
+    to the earlier group. Float32, a block of tokens at a time. With ``heights`` groups are in the order of the heights
+    of their first tokens, and the tokens of a block look only at the groups as high in the picture as they are, and
+    ``reach`` more to either side.
 
     Args:
         key: ``(rows, heads, tokens, head_dim)``.
@@ -26,31 +37,83 @@ def nearest_groups(key: Tensor, value: Tensor, count: Tensor, kept: int, rounds:
         count: ``(rows, heads, tokens)`` float32, how many tokens each stands for.
         kept: number of groups, at most ``tokens``.
         rounds: how often the centres move to the means of their groups and everyone joins anew (Lloyd); 0 for never.
+        heights: ``(tokens,)`` on the CPU, where in the picture each is, from 0 to 1; default all look at all.
+        reach: groups beyond their own height that tokens look at, on either side.
 
     Returns:
         ``(rows, heads, tokens)`` int64, from 0 to ``kept - 1``.
     """
     import torch
 
-    pair = key, value
-    seeds = [vectors.index_select(2, _spaced(key.shape[2], kept, key.device)).float() for vectors in pair]
+    pair, positions = (key, value), _spaced(key.shape[2], kept)
+    windows = [slice(0, kept)] * -(-key.shape[2] // MERGING_BLOCK)
+    if heights is not None:
+        levels, order = heights[positions].sort(stable=True)
+        positions, windows = positions[order], _windows(heights, levels, reach)
+    positions = positions.to(key.device)
+    seeds = [vectors.index_select(2, positions).float() for vectors in pair]
     spreads = [_spread(vectors) for vectors in seeds]
     centres = torch.cat([vectors / spread for vectors, spread in zip(seeds, spreads, strict=True)], dim=-1)
-    groups = _nearest(pair, centres, spreads)
+    groups = _nearest(pair, centres, spreads, windows)
     for _ in range(rounds):
         sums = torch.zeros(centres.shape[:3], device=key.device).scatter_add_(2, groups, count)
         parts = zip(pair, spreads, strict=True)
         means = torch.cat([group_means(one, count, groups, sums) / spread for one, spread in parts], dim=-1)
         centres = torch.where(sums[..., None] > 0, means, centres)
-        groups = _nearest(pair, centres, spreads)
+        groups = _nearest(pair, centres, spreads, windows)
     return groups
 
 
-def _spaced(tokens: int, kept: int, device: torch.device) -> Tensor:
+def candidate_heights(schedule: Schedule, segment: Segment, history: int) -> Tensor:
+    """Where in the picture candidates are, from 0 at the top to 1, on the CPU.
+
+    Tokens of a segment are at the middle of their row. History that was ever merged is in the order of its heights
+    (see :func:`nearest_groups`), and grids cover a picture evenly, so its heights are evenly spaced. The very first
+    token counts as the top, so that it is a centre for ever: attention rests on it.
+
+    Args:
+        schedule: the segments of the run.
+        segment: whose tokens come last.
+        history: tokens before them; as many as all earlier segments have if nothing was merged yet.
+
+    Returns:
+        ``(history + segment.tokens,)`` float32.
+    """
+    import torch
+
+    def rows(one: Segment) -> Tensor:
+        middles = (torch.arange(one.height) + 0.5) / one.height
+        return middles.repeat_interleave(one.width).repeat(one.frames)
+
+    earlier = schedule.segments[: segment.index]
+    if history == schedule.start(segment.index):
+        before = [rows(one) for one in earlier]
+    else:
+        before = [(torch.arange(history) + 0.5) / max(1, history)]
+    heights = torch.cat([*before, rows(segment)])
+    heights[0] = 0.0
+    return heights
+
+
+def _spaced(tokens: int, kept: int) -> Tensor:
     """``kept`` positions from the first to the last."""
     import torch
 
-    return torch.arange(kept, device=device) * (tokens - 1) // max(1, kept - 1)
+    return torch.arange(kept) * (tokens - 1) // max(1, kept - 1)
+
+
+def _windows(heights: Tensor, levels: Tensor, reach: int) -> list[slice]:
+    """The groups, of ascending ``levels``, that each block of tokens looks at."""
+    import torch
+
+    blocks = heights.split(MERGING_BLOCK)
+    lowest, highest = (torch.stack(ends) for ends in zip(*(block.aminmax() for block in blocks), strict=True))
+    first = torch.searchsorted(levels, lowest) - reach
+    last = torch.searchsorted(levels, highest, right=True) + reach
+    kept = len(levels)
+    # A block between two levels would see no group at all without a reach.
+    ends = zip(first.clamp(0, kept - 1).tolist(), last.clamp(1, kept).tolist(), strict=True)
+    return [slice(start, max(start + 1, stop)) for start, stop in ends]
 
 
 def _spread(vectors: Tensor) -> Tensor:
@@ -59,18 +122,21 @@ def _spread(vectors: Tensor) -> Tensor:
     return centred.square().sum(-1, keepdim=True).mean(2, keepdim=True).sqrt().clamp(min=_LEAST)
 
 
-def _nearest(pair: tuple[Tensor, Tensor], centres: Tensor, spreads: Sequence[Tensor]) -> Tensor:
-    """The nearest centre of every token, ``(rows, heads, tokens)``."""
+def _nearest(
+    pair: tuple[Tensor, Tensor], centres: Tensor, spreads: Sequence[Tensor], windows: Sequence[slice]
+) -> Tensor:
+    """The nearest centre of every token among those of its block's window, ``(rows, heads, tokens)``."""
     import torch
 
     key, _ = pair
     groups = torch.empty(key.shape[:3], dtype=torch.int64, device=key.device)
-    lengths = centres.square().sum(-1)[:, :, None]
-    for start in range(0, key.shape[2], MERGING_BLOCK):
+    lengths = centres.square().sum(-1)[:, :, None].div_(-2).flatten(0, 1)
+    for start, window in zip(range(0, key.shape[2], MERGING_BLOCK), windows, strict=True):
         block = slice(start, start + MERGING_BLOCK)
         parts = zip(pair, spreads, strict=True)
         features = torch.cat([vectors[:, :, block].float() / spread for vectors, spread in parts], dim=-1)
-        groups[:, :, block] = (features @ centres.mT).mul_(2).sub_(lengths).argmax(-1)
+        near = torch.baddbmm(lengths[..., window], features.flatten(0, 1), centres[:, :, window].flatten(0, 1).mT)
+        groups[:, :, block] = near.argmax(-1).unflatten(0, key.shape[:2]).add_(window.start)
     return groups
 
 

@@ -11,12 +11,13 @@ from functools import cached_property
 
 from scalekv.errors import InvalidInput
 from scalekv.evaluation.intervals import Interval
-from scalekv.evaluation.jobs import FULL, Cell, PolicySpec
+from scalekv.evaluation.jobs import FULL, Cell
 from scalekv.evaluation.report.style import Look, looks
 from scalekv.evaluation.store import Record, RunFolder
 from scalekv.evaluation.summary import Difference, Row, differences, summarize
 from scalekv.planning import Budget, CacheGeometry, CachePlan, Profile, Schedule
 from scalekv.policies import POLICIES, ScaleKV
+from scalekv.policies.specs import PolicySpec
 
 MAPPED_SHARE = 0.1
 """Maps and memory are shown at the budget of the run that is nearest to this share of the lossless cache."""

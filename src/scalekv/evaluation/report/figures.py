@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scalekv.evaluation.jobs import FULL, Cell, PolicySpec
+from scalekv.evaluation.jobs import FULL, Cell
 from scalekv.evaluation.report import maps, plots
 from scalekv.evaluation.report.contents import Contents
 from scalekv.evaluation.report.sheet import Row as SheetRow
 from scalekv.evaluation.report.sheet import Sheet, Tile
 from scalekv.evaluation.report.style import as_png, as_svg, house_style
 from scalekv.planning import format_bytes
+from scalekv.policies.specs import PolicySpec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -111,10 +111,10 @@ class TextAttention(nn.Module):
     def _attend(query: Tensor, keys: list[Tensor], values: list[Tensor], groups: list[TextGroup]) -> Tensor:
         if len(groups) == 1:
             return attend_text(query, keys[0], values[0])
-        out = torch.empty_like(query)
-        for group, key, value in zip(groups, keys, values, strict=True):
-            out[group.rows] = attend_text(query[group.rows], key, value)
-        return out
+        order = torch.cat([group.rows for group in groups])
+        parts = query[order].split([group.count for group in groups])
+        attended = [attend_text(*triple) for triple in zip(parts, keys, values, strict=True)]
+        return torch.cat(attended)[order.argsort()]
 
 
 class TextPool(nn.Module):
