@@ -46,21 +46,21 @@ def nearest_groups(
     import torch
 
     pair, positions = (key, value), _spaced(key.shape[2], kept)
-    windows = [slice(0, kept)] * -(-key.shape[2] // MERGING_BLOCK)
+    blocks = [(places, slice(0, kept)) for places in torch.arange(key.shape[2]).split(MERGING_BLOCK)]
     if heights is not None:
         levels, order = heights[positions].sort(stable=True)
-        positions, windows = positions[order], _windows(heights, levels, reach)
-    positions = positions.to(key.device)
+        positions, blocks = positions[order], _windows(heights, levels, reach)
+    positions, blocks = positions.to(key.device), [(places.to(key.device), window) for places, window in blocks]
     seeds = [vectors.index_select(2, positions).float() for vectors in pair]
     spreads = [_spread(vectors) for vectors in seeds]
     centres = torch.cat([vectors / spread for vectors, spread in zip(seeds, spreads, strict=True)], dim=-1)
-    groups = _nearest(pair, centres, spreads, windows)
+    groups = _nearest(pair, centres, spreads, blocks)
     for _ in range(rounds):
         sums = torch.zeros(centres.shape[:3], device=key.device).scatter_add_(2, groups, count)
         parts = zip(pair, spreads, strict=True)
         means = torch.cat([group_means(one, count, groups, sums) / spread for one, spread in parts], dim=-1)
         centres = torch.where(sums[..., None] > 0, means, centres)
-        groups = _nearest(pair, centres, spreads, windows)
+        groups = _nearest(pair, centres, spreads, blocks)
     return groups
 
 
@@ -102,18 +102,19 @@ def _spaced(tokens: int, kept: int) -> Tensor:
     return torch.arange(kept) * (tokens - 1) // max(1, kept - 1)
 
 
-def _windows(heights: Tensor, levels: Tensor, reach: int) -> list[slice]:
-    """The groups, of ascending ``levels``, that each block of tokens looks at."""
+def _windows(heights: Tensor, levels: Tensor, reach: int) -> list[tuple[Tensor, slice]]:
+    """Blocks of tokens of like height, and the groups, of ascending ``levels``, that each looks at."""
     import torch
 
-    blocks = heights.split(MERGING_BLOCK)
-    lowest, highest = (torch.stack(ends) for ends in zip(*(block.aminmax() for block in blocks), strict=True))
-    first = torch.searchsorted(levels, lowest) - reach
-    last = torch.searchsorted(levels, highest, right=True) + reach
+    ascending, sequence = heights.sort(stable=True)
+    blocks = ascending.split(MERGING_BLOCK)
+    first = torch.searchsorted(levels, torch.stack([block[0] for block in blocks])) - reach
+    last = torch.searchsorted(levels, torch.stack([block[-1] for block in blocks]), right=True) + reach
     kept = len(levels)
     # A block between two levels would see no group at all without a reach.
     ends = zip(first.clamp(0, kept - 1).tolist(), last.clamp(1, kept).tolist(), strict=True)
-    return [slice(start, max(start + 1, stop)) for start, stop in ends]
+    windows = [slice(start, max(start + 1, stop)) for start, stop in ends]
+    return list(zip(sequence.split(MERGING_BLOCK), windows, strict=True))
 
 
 def _spread(vectors: Tensor) -> Tensor:
@@ -123,7 +124,7 @@ def _spread(vectors: Tensor) -> Tensor:
 
 
 def _nearest(
-    pair: tuple[Tensor, Tensor], centres: Tensor, spreads: Sequence[Tensor], windows: Sequence[slice]
+    pair: tuple[Tensor, Tensor], centres: Tensor, spreads: Sequence[Tensor], blocks: Sequence[tuple[Tensor, slice]]
 ) -> Tensor:
     """The nearest centre of every token among those of its block's window, ``(rows, heads, tokens)``."""
     import torch
@@ -131,12 +132,11 @@ def _nearest(
     key, _ = pair
     groups = torch.empty(key.shape[:3], dtype=torch.int64, device=key.device)
     lengths = centres.square().sum(-1)[:, :, None].div_(-2).flatten(0, 1)
-    for start, window in zip(range(0, key.shape[2], MERGING_BLOCK), windows, strict=True):
-        block = slice(start, start + MERGING_BLOCK)
+    for places, window in blocks:
         parts = zip(pair, spreads, strict=True)
-        features = torch.cat([vectors[:, :, block].float() / spread for vectors, spread in parts], dim=-1)
+        features = torch.cat([vectors.index_select(2, places).float() / spread for vectors, spread in parts], dim=-1)
         near = torch.baddbmm(lengths[..., window], features.flatten(0, 1), centres[:, :, window].flatten(0, 1).mT)
-        groups[:, :, block] = near.argmax(-1).unflatten(0, key.shape[:2]).add_(window.start)
+        groups.index_copy_(2, places, near.argmax(-1).unflatten(0, key.shape[:2]).add_(window.start))
     return groups
 
 
