@@ -105,6 +105,8 @@ class TransformerRecipe:
     text_dropout: float = 0.1
     unknown_words: float = 0.02
     """Chance that a word is shown as unknown, so that prompts with words of their own still work."""
+    new_text: bool = False
+    """Whether a text encoder that is gone on with keeps its words only and begins again with new blocks."""
 
     def at(self, step: int) -> tuple[int, int, int]:
         """Segments, pictures and number of batch at ``step``."""
@@ -132,6 +134,11 @@ TRANSFORMERS = {
     "cpu-layout": TransformerRecipe(
         Plan(steps=900, batch=8, rate=8e-4, muon=3.2e-3, warmup=30, final_rate=0.3, decay=0.02, average=0.99),
         stages=(Stage(900, 6, 32),),
+    ),
+    "cpu-words": TransformerRecipe(
+        Plan(steps=2200, batch=12, rate=8e-4, muon=3.2e-3, warmup=30, decay=0.02, average=0.995, sheet_every=300),
+        stages=(Stage(700, 4, 128), Stage(700, 6, 32)),
+        new_text=True,
     ),
     "gpu": TransformerRecipe(
         Plan(steps=11_000, batch=192, rate=1e-3, muon=4e-3, warmup=300, decay=0.03, average=0.9995, sheet_every=4000),

@@ -28,6 +28,8 @@ from training.sheets import save_captioned
 WATCHED = 64
 """Held-out pictures whose loss is measured while the run goes on."""
 
+NEW_TEXT = 4096
+"""Captions over which the meaning of a word is averaged when a text encoder begins again."""
 SHEET = 32
 """Held-out prompts that are drawn for a sheet: the first, with seed 0."""
 
@@ -78,7 +80,7 @@ class TransformerTask:
 
     adam: tuple[str, ...] = (
         "embed",
-        "shared.weight",
+        "text_encoder.",
         "head.",
         "cfg_uncond",
         "pos_start",
@@ -222,11 +224,14 @@ def assemble(network: nn.ModuleDict, vae: BSQAutoencoder, tokenizer: Any) -> Inf
     )
 
 
-def begin_with(network: nn.ModuleDict, folder: Path) -> None:
-    """Give a network the weights of a trained pipeline of the same recipe."""
+def begin_with(task: TransformerTask, folder: Path) -> None:
+    """Begin with the weights of a trained pipeline, and new blocks in the text encoder if the recipe says so."""
     trained: Any = InfinityPipeline.from_pretrained(folder, dtype=torch.float32)
-    for name, part in network.items():
+    for name, part in task.network.items():
         part.load_state_dict(getattr(trained, name).state_dict())
+    if task.recipe.new_text:
+        captions = task.words["train"][:NEW_TEXT, 0].astype(np.int64)
+        text.begin_again(task.network["text_encoder"], torch.from_numpy(captions).to(task.device))
 
 
 def main() -> None:
@@ -248,7 +253,7 @@ def main() -> None:
     crew = Crew.join()
     task = TransformerTask(recipe, chosen.latents, vae, device, crew)
     if chosen.start is not None:
-        begin_with(task.network, chosen.start)
+        begin_with(task, chosen.start)
     if chosen.compile:
         task.compile()
     run = Run(task, chosen.run, crew)
