@@ -248,7 +248,7 @@ def read_lines(path: Path) -> Iterator[Record]:
 
 def _is_own(name: str) -> bool:
     """Whether a run makes files of this name; other processes of it may have begun already."""
-    return name in ("pictures", "drawn") or name.startswith(("results", "."))
+    return name in ("pictures", "drawn", "profile.json") or name.startswith(("results", "."))
 
 
 def _whole_bytes(stream: IO[bytes]) -> int:
