@@ -213,6 +213,16 @@ def test_a_run_that_another_process_begins_meanwhile_is_continued(
     assert evaluate(pipeline, request_of(), folder).records() == whole.records()
 
 
+def test_what_another_process_wrote_before_the_run_is_no_other_folder(
+    pipeline: Any, whole: RunFolder, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "profile.json").write_text("{}")
+    (folder / "results-1.jsonl").touch()
+    assert evaluate(pipeline, request_of(), folder).records() == whole.records()
+
+
 def test_other_folders_are_refused(pipeline: Any, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(InvalidInput, match="is no run of"):
