@@ -220,7 +220,8 @@ def test_what_another_process_wrote_before_the_run_is_no_other_folder(
     folder.mkdir()
     (folder / "profile.json").write_text("{}")
     (folder / "results-1.jsonl").touch()
-    assert evaluate(pipeline, request_of(), folder).records() == whole.records()
+    found = evaluate(pipeline, request_of(), folder).records()
+    assert [record["key"] for record in found] == [record["key"] for record in whole.records()]
 
 
 def test_other_folders_are_refused(pipeline: Any, tmp_path: Path) -> None:
