@@ -13,6 +13,7 @@ from training.presets import Stage, TokenizerRecipe, TransformerRecipe
 from training.runs import Crew, Plan, Run, pace, seed_step
 from training.tokenizer import TokenizerTask, psnr, reconstruct
 from training.tokenizer import build as build_tokenizer
+from training.text import features, token_ids
 from training.transformer import TransformerTask, assemble, begin_with
 
 from scalekv.errors import InvalidInput
@@ -141,9 +142,27 @@ def test_training_goes_on_from_a_trained_pipeline(transformer_task, tmp_path):
     other = transformer_task()
     torch.nn.init.normal_(other.transformer.head.weight)
     assert not torch.equal(other.transformer.head.weight, task.transformer.head.weight)
-    begin_with(other.network, tmp_path)
+    begin_with(other, tmp_path)
     for name, value in task.network.state_dict().items():
         assert torch.equal(value, other.network.state_dict()[name]), name
+
+
+def test_a_text_encoder_that_begins_again_keeps_its_words_and_tells_where_they_stand(transformer_task, tmp_path):
+    task = transformer_task()
+    assemble(task.network, task.vae, task.tokenizer).save_pretrained(tmp_path)
+    other = transformer_task()
+    other.recipe = replace(other.recipe, new_text=True)
+    begin_with(other, tmp_path)
+    one, two = (
+        torch.from_numpy(token_ids(other.tokenizer, [caption]).astype("int64"))
+        for caption in ("a red ball and a blue cube", "a blue ball and a red cube")
+    )
+    before, after = (part.network["text_encoder"] for part in (task, other))
+    alike = torch.cosine_similarity(features(before, one)[0], features(after, one)[0])
+    assert alike.min() > 0.5
+    ball = 2
+    apart = features(after, one)[0][ball] - features(after, two)[0][ball]
+    assert apart.norm() > 0.1 * features(after, one)[0][ball].norm()
 
 
 def test_polishing_leaves_the_encoder_alone(pictures, tmp_path):
