@@ -44,7 +44,7 @@ class Tables:
     """
 
     def __init__(self, folder: Path) -> None:
-        records = list(RunFolder(folder).records())
+        records = list(RunFolder.open(folder).records())
         self.rows = summarize(records)
         self.full = next(row for row in self.rows if row.label == FULL.spec.label)
         self.cells = {(row.label, row.budget): row for row in self.rows if row is not self.full}

@@ -11,9 +11,9 @@ from training.norms import QuickGroupNorm, _GroupNorm, quicken
 from training.optimizer import Muon, orthogonal
 from training.presets import Stage, TokenizerRecipe, TransformerRecipe
 from training.runs import Crew, Plan, Run, pace, seed_step
+from training.text import features, token_ids
 from training.tokenizer import TokenizerTask, psnr, reconstruct
 from training.tokenizer import build as build_tokenizer
-from training.text import features, token_ids
 from training.transformer import TransformerTask, assemble, begin_with
 
 from scalekv.errors import InvalidInput
