@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import contextlib
 import os
 import signal
 import subprocess
@@ -250,8 +251,12 @@ def test_ctrl_c_in_a_shell(folder: Path) -> None:
         if "aspect" in line:  # this model is square, which is said when drawing begins
             break
     time.sleep(0.5)
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    errors = ""
+    for _ in range(5):  # Python drops an interrupt that comes while an object is taken down; people press again
+        os.kill(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            _, errors = process.communicate(timeout=2)
+            break
     assert process.returncode == 130
     assert errors == "Interrupted; nothing half-written is left behind.\n"
     assert not list(folder.iterdir())
