@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 import scalekv
-from scalekv import CachePlan, KVCache
+from scalekv import CacheGeometry, CachePlan, KVCache, Profile
+from scalekv.planning.curves import curve_ranks
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -103,6 +104,31 @@ def selection_shares(selection: Sequence[float], taken: Sequence[float]) -> list
 def single_layer(plan: CachePlan, layer: int) -> CachePlan:
     """The plan of one layer of ``plan``, as a network of its own."""
     return replace(plan, geometry=replace(plan.geometry, layers=1), layers=(plan.layers[layer],))
+
+
+def random_profile(geometry: CacheGeometry, roles: dict[int, tuple[int, ...]] | None = None) -> Profile:
+    """Tables of every kind from one seed, values positive and different by layer, head and segment; drafters as given
+    in ``roles``."""
+    layers, heads, schedule = geometry.layers, geometry.heads, geometry.schedule
+    generator = torch.Generator().manual_seed(0)
+    segments = len(schedule)
+
+    def draw(*shape: int) -> list:
+        return torch.rand(shape, generator=generator).pow(3).add(0.01).tolist()
+
+    layer_tables = ("asi", "window_entropy", "window_variance", "scale_similarity")
+    mass = tuple(draw(segment + 1, layers, heads) for segment in range(segments))
+    points = [len(curve_ranks(schedule.start(index) + schedule[index].tokens)) for index in range(segments)]
+    curves = [torch.rand((layers, heads, count), generator=generator).sort(-1, descending=True)[0] for count in points]
+    return Profile.from_dict(
+        {
+            **Profile("benchmark", layers, heads, schedule, roles=roles or {}).to_dict(),
+            "statistics": {name: draw(segments, layers) for name in layer_tables},
+            "head_statistics": {name: draw(segments, layers, heads) for name in ("sigma", "sensitivity")},
+            "source_statistics": {"mass": mass},
+            "curves": {name: [curve.tolist() for curve in curves] for name in ("snapkv", "merging")},
+        }
+    )
 
 
 def seconds(work: Callable[[], Any], device: str) -> float:

@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 
 import torch
 from attention import DTYPES, HEAD_DIM, HEADS, LAYERS, make_inputs
-from common import TimedCache, arguments, interleaved, show, single_layer, spread, write
+from common import TimedCache, arguments, interleaved, random_profile, show, single_layer, spread, write
 from torch import Tensor
 
-from scalekv import CacheGeometry, CachePlan, Full, Policy, Profile, Schedule, make_policy
+from scalekv import CacheGeometry, CachePlan, Full, Policy, Profile, make_policy
 from scalekv.planning import format_bytes
-from scalekv.planning.curves import curve_ranks
 from scalekv.policies import POLICIES
 
 
@@ -42,29 +41,6 @@ class Bench:
         self.bookkeeping.append(cache.selection)
 
 
-def random_profile(schedule: Schedule) -> Profile:
-    """Tables of every kind from one seed; values are positive and differ by layer, head and segment."""
-    generator = torch.Generator().manual_seed(0)
-    segments = len(schedule)
-
-    def draw(*shape: int) -> list:
-        return torch.rand(shape, generator=generator).pow(3).add(0.01).tolist()
-
-    layer_tables = ("asi", "window_entropy", "window_variance", "scale_similarity")
-    mass = tuple(draw(segment + 1, LAYERS, HEADS) for segment in range(segments))
-    points = [len(curve_ranks(schedule.start(index) + schedule[index].tokens)) for index in range(segments)]
-    curves = [torch.rand((LAYERS, HEADS, count), generator=generator).sort(-1, descending=True)[0] for count in points]
-    return Profile.from_dict(
-        {
-            **Profile("benchmark", LAYERS, HEADS, schedule).to_dict(),
-            "statistics": {name: draw(segments, LAYERS) for name in layer_tables},
-            "head_statistics": {name: draw(segments, LAYERS, HEADS) for name in ("sigma", "sensitivity")},
-            "source_statistics": {"mass": mass},
-            "curves": {name: [curve.tolist() for curve in curves] for name in ("snapkv", "merging")},
-        }
-    )
-
-
 def middle_layer(plan: CachePlan) -> int:
     """The layer that holds most nearly the mean at the last segment."""
     last = len(plan.geometry.schedule) - 1
@@ -85,7 +61,7 @@ def main() -> None:
     published = Profile.builtin("infinity-2b")
     dtype = DTYPES[options.dtype]
     geometry = CacheGeometry(LAYERS, HEADS, HEAD_DIM, published.schedule, element_bytes=dtype.itemsize)
-    profile, inputs = random_profile(published.schedule), make_inputs(geometry, dtype, options.device)
+    profile, inputs = random_profile(geometry), make_inputs(geometry, dtype, options.device)
     benches = {"full": Bench(single_layer(Full().plan(geometry), 0), Full(), inputs, options.device)}
     for name in options.policies.split(","):
         if name != "full":

@@ -7,7 +7,7 @@ world it needs about half of the steps of Adam.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,16 @@ _ROUNDS = 5
 
 
 def orthogonal(matrix: Tensor, precision: torch.dtype = torch.bfloat16) -> Tensor:
-    """Roughly the nearest orthogonal matrix to (rows, columns), by five Newton-Schulz rounds in ``precision``."""
+    """Roughly the nearest orthogonal matrix to each (..., rows, columns), by five Newton-Schulz rounds in
+    ``precision``."""
     a, b, c = _COEFFICIENTS
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    wide = (wide / (wide.norm() + 1e-7)).to(precision)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    wide = matrix.mT if tall else matrix
+    wide = (wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(precision)
     for _ in range(_ROUNDS):
-        square = wide @ wide.T
+        square = wide @ wide.mT
         wide = a * wide + (b * square + c * square @ square) @ wide
-    out: Tensor = (wide if matrix.shape[0] <= matrix.shape[1] else wide.T).to(matrix.dtype)
+    out: Tensor = (wide.mT if tall else wide).to(matrix.dtype)
     return out
 
 
@@ -52,16 +54,24 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
+        """Move every parameter that has a gradient; matrices of one shape together, which a GPU is quicker at."""
         for group in self.param_groups:
+            alike: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                kept = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                ahead = parameter.grad.lerp(kept, group["momentum"]).flatten(1)
-                update = orthogonal(ahead, self.precision) * (0.2 * max(ahead.shape) ** 0.5)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.sub_(update.view_as(parameter), alpha=group["lr"])
+                if parameter.grad is not None:
+                    alike.setdefault(parameter.shape, []).append(parameter)
+            for parameters in alike.values():
+                self._step(parameters, group)
+
+    def _step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """Move parameters of one shape."""
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        kept = [self.state[parameter]["momentum"] for parameter in parameters]
+        gradients = [cast("Tensor", parameter.grad) for parameter in parameters]
+        torch._foreach_lerp_(kept, gradients, 1 - group["momentum"])
+        ahead = torch.stack(torch._foreach_lerp(gradients, kept, group["momentum"])).flatten(2)
+        update = orthogonal(ahead, self.precision) * (0.2 * max(ahead.shape[1:]) ** 0.5)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_sub_(parameters, list(update.view(len(parameters), *parameters[0].shape)), alpha=group["lr"])

@@ -247,6 +247,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="fuse operations; needs a C++ compiler")
     parser.add_argument("--device", help="default: a GPU if there is one")
     chosen = parser.parse_args()
+    # cuDNN compiles a kernel for every length of text and number of prompts that have it: seconds per step.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     device, recipe = pick_device(chosen.device), TRANSFORMERS[chosen.preset]
     recipe = replace(recipe, plan=shortened(recipe.plan, chosen.steps))
     vae = BSQAutoencoder.from_pretrained(chosen.vae).to(device)

@@ -15,20 +15,20 @@ from scalekv.policies import Policy
 SMALL = 2048  # bytes: index lists of a few entries per head
 
 
-def tensors(geometry: CacheGeometry, segment: Segment, layer: int, dtype=torch.float32) -> list[Tensor]:
+def tensors(geometry: CacheGeometry, segment: Segment, layer: int, dtype=torch.float32, device="cpu") -> list[Tensor]:
     """Query, key, value and the bare projection of one layer and segment; the same for every caller."""
     generator = torch.Generator().manual_seed(1000 * segment.index + layer)
     shape = (4, geometry.rows, geometry.heads, segment.tokens, geometry.head_dim)
     query, key, value, bare = torch.randn(shape, generator=generator)
-    return [tensor.to(dtype) for tensor in (2 * query, key, value, bare)]
+    return [tensor.to(device, dtype) for tensor in (2 * query, key, value, bare)]
 
 
 def run(
-    policy: Policy, geometry: CacheGeometry, profile: Profile | None = None, dtype=torch.float32
+    policy: Policy, geometry: CacheGeometry, profile: Profile | None = None, dtype=torch.float32, device="cpu"
 ) -> tuple[dict[tuple[int, int], Tensor], KVCache]:
     """Outputs by (segment, layer) and the closed cache."""
     outputs = {}
-    with KVCache(policy.plan(geometry, profile), policy, dtype=dtype) as cache:
+    with KVCache(policy.plan(geometry, profile), policy, dtype=dtype, device=device) as cache:
         for segment, layer, output in steps(cache, geometry, dtype):
             outputs[segment.index, layer] = output
     return outputs, cache
@@ -38,7 +38,7 @@ def steps(cache: KVCache, geometry: CacheGeometry, dtype=torch.float32) -> Itera
     for segment in geometry.schedule:
         cache.begin(segment)
         for layer in range(geometry.layers):
-            query, key, value, bare = tensors(geometry, segment, layer, dtype)
+            query, key, value, bare = tensors(geometry, segment, layer, dtype, cache.device)
             output = cache.attend(
                 layer, query, key, value, projected_query=lambda positions, bare=bare: bare[:, :, positions]
             )

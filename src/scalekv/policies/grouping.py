@@ -141,9 +141,7 @@ def _nearest(
 
 
 def group_means(source: Tensor, count: Tensor, groups: Tensor, sums: Tensor) -> Tensor:
-    """The mean of every group, a token weighing as much as it stands for.
-
-    On CUDA devices numbers are added in any order, unless ``torch.use_deterministic_algorithms(True)``.
+    """The mean of every group, a token weighing as much as it stands for; members are added in their order.
 
     Args:
         source: ``(rows, heads, tokens, channels)``.
@@ -160,5 +158,19 @@ def group_means(source: Tensor, count: Tensor, groups: Tensor, sums: Tensor) -> 
     for start in range(0, source.shape[2], MERGING_BLOCK):
         block = slice(start, start + MERGING_BLOCK)
         weighted = source[:, :, block].float() * count[:, :, block, None]
-        means.scatter_add_(2, groups[:, :, block, None].expand_as(weighted), weighted)
+        _add_to_groups(means, groups[:, :, block], weighted)
     return means.div_(sums.clamp(min=1)[..., None])
+
+
+def _add_to_groups(means: Tensor, groups: Tensor, weighted: Tensor) -> None:
+    """Add ``(rows, heads, tokens, channels)`` to their groups of ``(rows, heads, kept, channels)``."""
+    import torch
+
+    if not means.is_cuda:
+        means.scatter_add_(2, groups[..., None].expand_as(weighted), weighted)
+        return
+    # There scatter_add_ adds in any order; this sorts by group first, so that the same run gives the same bits.
+    rows, heads, kept, channels = means.shape
+    first = torch.arange(0, rows * heads * kept, kept, device=means.device).view(rows, heads, 1)
+    flat = (groups + first).flatten()
+    means.view(-1, channels).index_put_((flat,), weighted.reshape(-1, channels), accumulate=True)
