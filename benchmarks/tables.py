@@ -122,12 +122,10 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of scalekv evaluate")
     tables = Tables(parser.parse_args().run)
-    for title, table in {
-        "PSNR against the full cache, dB": tables.matrix(),
-        "Paired differences": tables.advantages(),
-        "README": tables.readme(),
-        "Work and prompts": tables.work(),
-    }.items():
+    shown = {"PSNR against the full cache, dB": tables.matrix(), "Work and prompts": tables.work()}
+    if {OURS, PAPER, "random"} <= set(tables.labels):
+        shown |= {"Paired differences": tables.advantages(), "README": tables.readme()}
+    for title, table in shown.items():
         print(f"\n## {title}\n" + "\n".join(table))
 
 
