@@ -41,6 +41,8 @@ METHODS: list[Policy] = [
     Bytewise("10%", rounds=1, codec="none"),
     Bytewise("10%", reduction="damage"),
 ]
+TOLERANCES = {Bytewise("10%", reduction="damage"): 0.2}
+"""Where sums in another order change which of two nearly equal tokens is dropped: 0.09 at one moment on an H100."""
 
 
 @pytest.mark.parametrize("policy", METHODS, ids=str)
@@ -48,8 +50,7 @@ def test_outputs_are_those_of_the_cpu(policy):
     here, _ = run(policy, GEOMETRY, PROFILE)
     there, _ = run(policy, GEOMETRY, PROFILE, device="cuda")
     for moment, output in here.items():
-        # Sums in another order may change which of two nearly equal tokens is kept, and random keys are nearly equal.
-        assert (there[moment].cpu() - output).norm() < 0.2 * output.norm(), moment
+        assert (there[moment].cpu() - output).norm() < TOLERANCES.get(policy, 0.02) * output.norm(), moment
     assert sum(torch.allclose(there[one].cpu(), output, atol=1e-3) for one, output in here.items()) > len(here) * 0.8
 
 
