@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from scalekv.errors import InvalidInput
 from scalekv.scenes import caption, render, sample_scene
@@ -32,9 +33,14 @@ def file_of(folder: Path, split: str) -> Path:
     return folder / f"{split}.npy"
 
 
-def _render(job: tuple[int, str]) -> NDArray[np.uint8]:
-    seed, split = job
-    return render(sample_scene(seed, split))
+def _render(job: tuple[Path, str, int, range]) -> int:
+    """Draw some rows of a file into it; returns how many."""
+    path, split, first, rows = job
+    pictures = np.load(path, mmap_mode="r+")
+    for row in rows:
+        pictures[row] = render(sample_scene(first + row, split))
+    pictures.flush()
+    return len(rows)
 
 
 def draw(folder: Path, split: str, count: int, workers: int, name: str | None = None, first: int = 0) -> None:
@@ -54,16 +60,15 @@ def draw(folder: Path, split: str, count: int, workers: int, name: str | None = 
         return
     folder.mkdir(parents=True, exist_ok=True)
     started, temporary = time.perf_counter(), path.with_suffix(".part")
-    pictures = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, 128, 128, 3))
-    jobs = ((seed, split) for seed in range(first, first + count))
+    np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, 128, 128, 3)).flush()
+    jobs = [(temporary, split, first, range(window.start, window.stop)) for window in batches(count, 256)]
     if workers:
         with get_context("spawn").Pool(workers) as pool:
-            for index, picture in enumerate(pool.imap(_render, jobs, chunksize=64)):
-                pictures[index] = picture
+            for _ in tqdm(pool.imap_unordered(_render, jobs), total=len(jobs), desc=name or split, mininterval=5):
+                pass
     else:
-        for index, job in enumerate(jobs):
-            pictures[index] = _render(job)
-    pictures.flush()
+        for job in jobs:
+            _render(job)
     os.replace(temporary, path)
     print(f"{path}: {count} pictures in {time.perf_counter() - started:.0f} s")
 

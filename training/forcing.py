@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scalekv.models.infinity import InfinityTransformer
-from scalekv.models.infinity.condition import TextCondition
+from scalekv.models.infinity.condition import TextCondition, TextGroup
 from scalekv.models.infinity.rope import RopeTables
 from scalekv.models.infinity.sampling import bits_to_codes, patchify, resize
 from scalekv.models.layers import ProjectedQuery, widen
@@ -64,6 +64,26 @@ class BlockCausal:
         with torch.autocast(logits.device.type, enabled=False):
             weights = logits.softmax(-1)
         return weights @ value[:, :, :end]
+
+
+class PaddedText(TextCondition):
+    """Text of many lengths as one group: a training batch has so many lengths that an attention each would be slow.
+
+    Args:
+        words: (B, longest, channels), padding included.
+        real: (B, longest) booleans, False for padding.
+    """
+
+    def __init__(self, words: Tensor, real: Tensor) -> None:
+        super().__init__(list(words), None, guided=False)
+        count, longest = real.shape
+        rows, places = torch.arange(count, device=real.device), torch.arange(count * longest, device=real.device)
+        self._words = words.flatten(0, 1)
+        self._groups[real.device] = [TextGroup(rows, places, count, longest, real[:, None, None])]
+
+    def compact_features(self, unconditional: Tensor) -> Tensor:
+        """(B * longest, channels)."""
+        return self._words
 
 
 def forced_logits(

@@ -145,8 +145,8 @@ TRANSFORMERS = {
         stages=(Stage(100, 6, 32),),
     ),
     "gpu-more": TransformerRecipe(
-        Plan(steps=2000, batch=128, rate=8e-4, muon=3.2e-3, warmup=100, decay=0.02, average=0.998, sheet_every=2000),
-        stages=(Stage(300, 4, 1024), Stage(600, 6, 640)),
+        Plan(steps=3700, batch=128, rate=8e-4, muon=3.2e-3, warmup=100, decay=0.02, average=0.998, sheet_every=1900),
+        stages=(Stage(300, 4, 1024), Stage(2100, 6, 640)),
     ),
     "gpu": TransformerRecipe(
         Plan(steps=11_000, batch=192, rate=1e-3, muon=4e-3, warmup=300, decay=0.03, average=0.9995, sheet_every=4000),

@@ -116,7 +116,8 @@ def begin_again(encoder: Any, ids: Tensor) -> None:
     size, channels = encoder.config.vocab_size, encoder.config.d_model
     words = torch.arange(size, device=encoder.device)
     means = encoder(input_ids=words[:, None]).last_hidden_state[:, 0].clone()
-    states, flat = torch.cat(features(encoder, ids)), ids[ids != 0]
+    padded, real = features(encoder, ids)
+    states, flat = padded[real], ids[ids != 0]
     counts = torch.bincount(flat, minlength=size)
     sums = torch.zeros(size, channels, device=encoder.device).index_add_(0, flat, states)
     means[counts > 0] = (sums / counts.clamp_min(1)[:, None])[counts > 0]
@@ -137,9 +138,14 @@ def with_unknown(ids: Tensor, share: float) -> Tensor:
     return torch.where((torch.rand(ids.shape) < share) & (ids > unknown), unknown, ids)
 
 
-def features(encoder: Any, ids: Tensor) -> list[Tensor]:
-    """Text features of (n, `TEXT_TOKENS`) word numbers, (tokens, channels) each, padding removed; gradients flow."""
-    lengths = (ids != 0).sum(1).tolist()
-    ids = ids[:, : max(lengths)]
-    states = encoder(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
-    return [row[:length] for row, length in zip(states, lengths, strict=True)]
+def features(encoder: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Text features of (n, `TEXT_TOKENS`) word numbers, padding included; gradients flow.
+
+    Returns:
+        (n, longest, channels) features, ``longest`` rounded up to 8, which GPUs want of a mask; and (n, longest)
+        booleans, which of them are of words.
+    """
+    longest = -8 * (-int((ids != 0).sum(1).max()) // 8)
+    ids = ids[:, :longest]
+    real = ids != 0
+    return encoder(input_ids=ids, attention_mask=real.long()).last_hidden_state, real

@@ -20,7 +20,7 @@ from scalekv.models.infinity import BSQAutoencoder, InfinityScheduler, InfinityT
 from scalekv.pipelines import InfinityPipeline
 from scalekv.planning import Schedule
 from training import data, text
-from training.forcing import BlockCausal, bit_loss, corrected, forced_logits
+from training.forcing import BlockCausal, PaddedText, bit_loss, corrected, forced_logits
 from training.presets import GRIDS, SIDES, TRANSFORMERS, TransformerRecipe, shortened
 from training.runs import Crew, Run, autocast, pick_device, seed_step
 from training.sheets import save_captioned
@@ -120,7 +120,7 @@ class TransformerTask:
         rows = rows[self.crew.share(size)]
         size = len(rows)
         strength = torch.rand(size) * recipe.flip_most * (torch.rand(size) < recipe.flip_share)
-        dropped = (torch.rand(size) < recipe.text_dropout).tolist()
+        dropped = torch.rand(size) < recipe.text_dropout
         phrasings = torch.randint(1 << 16, (size,)).numpy()
         total, plain = self._pass("train", rows, segments, strength, dropped, phrasings)
         return total, {"segments": segments, "first": float(plain[0]), "last": float(plain[-1])}
@@ -131,7 +131,7 @@ class TransformerTask:
         rows: NDArray[np.int64],
         segments: int,
         strength: Tensor,
-        dropped: list[bool],
+        dropped: Tensor,
         phrasing: NDArray[np.int64],
     ) -> tuple[Tensor, Tensor]:
         schedule, cache = self.parts[segments]
@@ -143,12 +143,10 @@ class TransformerTask:
             ids = text.with_unknown(ids, self.recipe.unknown_words)
         ids = ids.to(self.device)
         with autocast(self.device):
-            rows_of_text = text.features(self.network["text_encoder"], ids)
-            nothing = self.transformer.cfg_uncond
-            rows_of_text = [
-                nothing[: len(row)] if drop else row.float() for row, drop in zip(rows_of_text, dropped, strict=True)
-            ]
-            condition = self.transformer.prepare_text(rows_of_text, guided=False)
+            words, real = text.features(self.network["text_encoder"], ids)
+            nothing = self.transformer.cfg_uncond[: words.shape[1]]
+            words = torch.where(dropped.to(self.device)[:, None, None], nothing, words.float())
+            condition = PaddedText(words, real)
             logits = forced_logits(self.transformer, forcing.inputs, condition, schedule, self.rope, cache)
         return bit_loss(logits, forcing.targets, schedule, self.recipe.falloff)
 
@@ -169,7 +167,12 @@ class TransformerTask:
             size = len(rows[window])
             seed_step(self.plan.seed, step)
             _, plain = self._pass(
-                "heldout", rows[window], segments, torch.zeros(size), [False] * size, np.zeros(size, np.int64)
+                "heldout",
+                rows[window],
+                segments,
+                torch.zeros(size),
+                torch.zeros(size, dtype=torch.bool),
+                np.zeros(size, np.int64),
             )
             losses.append(plain)
         mean = torch.stack(losses).mean(0).tolist()

@@ -195,8 +195,8 @@ def test_encoder(case: Case, note: Note) -> None:
 def test_published_rounding_of_text_attention(case: Case, note: Note, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = networks.attend_text
 
-    def rounded(*states: Tensor) -> Tensor:
-        return exact(*(state.bfloat16().float() for state in states)).bfloat16().float()
+    def rounded(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None) -> Tensor:
+        return exact(*(state.bfloat16().float() for state in (query, key, value)), real).bfloat16().float()
 
     monkeypatch.setattr(networks, "attend_text", rounded)
     run = case.run(ConcatCache(), case.bits("bits"))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from training.forcing import BlockCausal, bit_loss, corrected, forced_logits
+from training.forcing import BlockCausal, PaddedText, bit_loss, corrected, forced_logits
 
 from scalekv.cache import KVCache
 from scalekv.models.infinity import InfinityTransformer
@@ -43,14 +43,18 @@ def inputs_of(bits, sides):
     return inputs
 
 
+def padded(features):
+    words = torch.nn.utils.rnn.pad_sequence(features, batch_first=True, padding_value=7.0)
+    return PaddedText(words, torch.arange(words.shape[1]) < torch.tensor(LENGTHS)[:, None])
+
+
 @torch.no_grad()
 def forced(network, features, sides, fused=False, together=100):
     schedule = Schedule.from_sides(sides)
     rope = network.build_rope(Schedule.from_sides(SIDES), (SIDES[-1],) * 2)
     cache = BlockCausal(schedule, torch.device("cpu"), together)
     cache.fused = fused
-    condition = network.prepare_text(features, guided=False)
-    return forced_logits(network, inputs_of(drawn_bits(), sides), condition, schedule, rope, cache)
+    return forced_logits(network, inputs_of(drawn_bits(), sides), padded(features), schedule, rope, cache)
 
 
 @torch.no_grad()

@@ -75,13 +75,15 @@ class TextGroup:
         places: (n * length,) indices into the compact text.
         count: n.
         length: tokens of each row.
+        real: (n, 1, 1, length) booleans, which tokens may be read; None for all.
     """
 
-    def __init__(self, rows: Tensor, places: Tensor, count: int, length: int) -> None:
+    def __init__(self, rows: Tensor, places: Tensor, count: int, length: int, real: Tensor | None = None) -> None:
         self.rows = rows
         self.places = places
         self.count = count
         self.length = length
+        self.real = real
 
 
 class LayerText:

@@ -47,9 +47,12 @@ MAX_SEGMENTS = 15
 """Rows of the level embedding: no published Infinity model draws longer schedules."""
 
 
-def attend_text(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Softmax attention, all (rows, heads, tokens, head_dim), logits divided by sqrt(head_dim)."""
-    return F.scaled_dot_product_attention(query, key, value)
+def attend_text(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None = None) -> Tensor:
+    """Softmax attention, all (rows, heads, tokens, head_dim), logits divided by sqrt(head_dim).
+
+    ``real`` says which keys may be read, (rows, 1, 1, tokens) booleans; None for all.
+    """
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=real)
 
 
 class TextAttention(nn.Module):
@@ -110,10 +113,11 @@ class TextAttention(nn.Module):
     @staticmethod
     def _attend(query: Tensor, keys: list[Tensor], values: list[Tensor], groups: list[TextGroup]) -> Tensor:
         if len(groups) == 1:
-            return attend_text(query, keys[0], values[0])
+            return attend_text(query, keys[0], values[0], groups[0].real)
         order = torch.cat([group.rows for group in groups])
         parts = query[order].split([group.count for group in groups])
-        attended = [attend_text(*triple) for triple in zip(parts, keys, values, strict=True)]
+        masks = [group.real for group in groups]
+        attended = [attend_text(*four) for four in zip(parts, keys, values, masks, strict=True)]
         return torch.cat(attended)[order.argsort()]
 
 
