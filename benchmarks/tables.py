@@ -1,6 +1,6 @@
 """The tables of docs/results.md and README.md from a finished run of ``scalekv evaluate``, as Markdown.
 
-python benchmarks/tables.py RUN
+python benchmarks/tables.py RUN [--into docs/results.md]
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from scalekv.evaluation import RunFolder, differences, summarize
 from scalekv.evaluation.intervals import Interval
 from scalekv.evaluation.jobs import FULL
 from scalekv.evaluation.summary import Row
+from scalekv.evaluation.tables import markdown
+from scalekv.files import write_atomically
 
 OURS, PAPER = "bytewise", "scalekv"
 COUNTED = ("20%", "10%", "4%")
@@ -116,15 +118,43 @@ class Tables:
             ["method", "budget", "attention FLOPs %", "seconds / full", "prompts followed %", "bits %"], rows, 1
         )
 
+    def everything(self) -> list[list[str]]:
+        """All metrics, and the prompts followed by category where they were judged."""
+        blocks = markdown(self.rows).split("\n\n")
+        return [block.strip().splitlines() for block in blocks if block.startswith("|")]
+
+
+def renewed(document: str, tables: dict[str, list[str]]) -> str:
+    """``document`` with the first table below each of the headings replaced, all else as it was.
+
+    Raises:
+        ValueError: a heading is not there, or has no table.
+    """
+    before = document.splitlines()
+    for heading, table in tables.items():
+        start = before.index(f"## {heading}")
+        first = next(row for row in range(start, len(before)) if before[row].startswith("|"))
+        last = next((row for row in range(first, len(before)) if not before[row].startswith("|")), len(before))
+        before[first:last] = table
+    return "\n".join(before) + "\n"
+
 
 def main() -> None:
-    """Print everything."""
+    """Print everything, or put it into a document."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of scalekv evaluate")
-    tables = Tables(parser.parse_args().run)
-    shown = {"PSNR against the full cache, dB": tables.matrix(), "Work and prompts": tables.work()}
+    parser.add_argument("--into", type=Path, help="document whose tables are replaced, by their headings")
+    chosen = parser.parse_args()
+    tables = Tables(chosen.run)
+    shown = {"PSNR against the full cache, dB": tables.matrix(), "Work, prompts and bits": tables.work()}
     if {OURS, PAPER, "random"} <= set(tables.labels):
-        shown |= {"Paired differences": tables.advantages(), "README": tables.readme()}
+        shown |= {"Who wins": tables.advantages()}
+    shown |= dict(zip(("All figures", "Prompts followed, by category"), tables.everything(), strict=False))
+    if chosen.into is not None:
+        write_atomically(chosen.into, renewed(chosen.into.read_text(), shown).encode())
+        return
+    if {OURS, PAPER, "random"} <= set(tables.labels):
+        shown |= {"README": tables.readme()}
     for title, table in shown.items():
         print(f"\n## {title}\n" + "\n".join(table))
 

@@ -23,8 +23,8 @@ from training.norms import quicken
 from training.runs import autocast, pick_device
 from training.tokenizer import to_images
 
-PHRASINGS = 16
-"""Captions of every picture."""
+PHRASINGS, BARE = 16, 4
+"""Captions of every picture, and how many of them, the last, mention neither colours nor sizes, as people may."""
 
 
 @torch.no_grad()
@@ -48,7 +48,8 @@ def encode(
 def _phrasings(job: tuple[int, str]) -> list[str]:
     seed, split = job
     scene = sample_scene(seed, split)
-    return [caption(scene, number * 1_000_003 + seed) for number in range(PHRASINGS)]
+    omitted = [0.12] * (PHRASINGS - BARE) + [2.0] * BARE
+    return [caption(scene, number * 1_000_003 + seed, omit) for number, omit in enumerate(omitted)]
 
 
 def describe(split: str, count: int, out: Path, workers: int) -> None:

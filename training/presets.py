@@ -105,6 +105,8 @@ class TransformerRecipe:
     text_dropout: float = 0.1
     unknown_words: float = 0.02
     """Chance that a word is shown as unknown, so that prompts with words of their own still work."""
+    learns: str = ""
+    """Beginning of the names of the weights that learn; all others stay what they are."""
     new_text: bool = False
     """Whether a text encoder that is gone on with keeps its words only and begins again with new blocks."""
 
@@ -143,6 +145,11 @@ TRANSFORMERS = {
     "cpu-finish": TransformerRecipe(
         Plan(steps=900, batch=12, rate=6e-4, muon=2.4e-3, warmup=20, decay=0.02, average=0.995, sheet_every=300),
         stages=(Stage(100, 6, 32),),
+    ),
+    "cpu-bare": TransformerRecipe(
+        Plan(steps=600, batch=12, rate=6e-4, warmup=20, decay=0.02, average=0.99, sheet_every=600),
+        stages=(Stage(600, 5, 64),),
+        learns="text_encoder.",
     ),
     "gpu-more": TransformerRecipe(
         Plan(steps=3700, batch=128, rate=8e-4, muon=3.2e-3, warmup=100, decay=0.02, average=0.998, sheet_every=1900),

@@ -100,6 +100,8 @@ class TransformerTask:
         self.recipe, self.plan, self.device, self.vae = recipe, recipe.plan, device, vae
         self.crew = crew or Crew()
         self.network = build(recipe, vae.config.codebook_bits).to(device)
+        for name, weight in self.network.named_parameters():
+            weight.requires_grad_(name.startswith(recipe.learns))
         self.transformer = cast("InfinityTransformer", self.network["transformer"])
         self.tokenizer = text.word_tokenizer()
         self.latents = {split: data.load(latents, split) for split in ("train", "heldout")}

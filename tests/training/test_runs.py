@@ -168,6 +168,16 @@ def test_a_text_encoder_that_begins_again_keeps_its_words_and_tells_where_they_s
     assert apart.norm() > 0.1 * words(other, one)[ball].norm()
 
 
+def test_a_recipe_may_leave_most_weights_as_they_are(transformer_task, latents, tmp_path):
+    recipe = replace(TRANSFORMER, learns="text_encoder.")
+    run = Run(TransformerTask(recipe, latents, build_tokenizer(TOKENIZER), CPU), tmp_path)
+    before = {name: value.clone() for name, value in run.task.network.state_dict().items()}
+    run.train(2)
+    changed = {name for name, value in run.task.network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith("text_encoder.") for name in changed)
+
+
 def test_polishing_leaves_the_encoder_alone(pictures, tmp_path):
     trained = build_tokenizer(replace(TOKENIZER, plan=replace(PLAN, seed=5)))
     task = TokenizerTask(TOKENIZER, pictures, CPU, trained)

@@ -21,7 +21,7 @@ class Phrasing:
 
     Args:
         random: where choices come from.
-        omit: chance that a colour or a size goes unmentioned.
+        omit: chance that a size goes unmentioned; a colour does half as often.
     """
 
     random: np.random.Generator
@@ -60,7 +60,8 @@ def caption(scene: Scene, seed: int, omit: float = 0.12) -> str:
     Args:
         scene: what is in the picture.
         seed: of the phrasing; one seed always says the same of one scene.
-        omit: chance that a size goes unmentioned; a colour goes unmentioned half as often, a pattern never.
+        omit: chance that a size goes unmentioned; a colour goes unmentioned half as often, a pattern never. With 2
+            things are called by shape and pattern alone, and two of them are named without a relation half of the time.
     """
     phrasing = Phrasing(np.random.default_rng((seed, 7)), omit)
     say = {"single": _single, "pair": _pair, "count": _count, "mixed": _mixed}[scene.kind]
@@ -90,7 +91,7 @@ def _pair(scene: Scene, phrasing: Phrasing) -> str:
     first, second = (scene.placed[index] for index in order)
     noun, other = phrasing.one(first.thing), phrasing.one(second.thing)
     true = [name for name in words.RELATIONS if holds(name, first, second)]
-    if not true or phrasing.random.random() < 0.15:
+    if not true or phrasing.random.random() < max(0.15, phrasing.omit / 4):
         return f"{noun} and {other}"
     relation = true[int(phrasing.random.integers(len(true)))]
     if len(true) > 1 and phrasing.random.random() < 0.7:
