@@ -51,9 +51,12 @@ def nearest_groups(
         levels, order = heights[positions].sort(stable=True)
         positions, blocks = positions[order], _windows(heights, levels, reach)
     positions, blocks = positions.to(key.device), [(places.to(key.device), window) for places, window in blocks]
-    seeds = [vectors.index_select(2, positions).float() for vectors in pair]
-    spreads = [_spread(vectors) for vectors in seeds]
-    centres = torch.cat([vectors / spread for vectors, spread in zip(seeds, spreads, strict=True)], dim=-1)
+    centres = torch.empty((*key.shape[:2], kept, 2 * key.shape[-1]), device=key.device)
+    spreads = []
+    for vectors, seeds in zip(pair, centres.chunk(2, -1), strict=True):
+        seeds.copy_(vectors.index_select(2, positions))
+        spreads.append(_spread(seeds))
+        seeds.div_(spreads[-1])
     groups = _nearest(pair, centres, spreads, blocks)
     for _ in range(rounds):
         sums = torch.zeros(centres.shape[:3], device=key.device).scatter_add_(2, groups, count)
@@ -120,7 +123,7 @@ def _windows(heights: Tensor, levels: Tensor, reach: int) -> list[tuple[Tensor, 
 def _spread(vectors: Tensor) -> Tensor:
     """Root mean square distance from the mean, ``(rows, heads, 1, 1)``."""
     centred = vectors - vectors.mean(2, keepdim=True)
-    return centred.square().sum(-1, keepdim=True).mean(2, keepdim=True).sqrt().clamp(min=_LEAST)
+    return centred.square_().sum(-1, keepdim=True).mean(2, keepdim=True).sqrt().clamp(min=_LEAST)
 
 
 def _nearest(
@@ -132,9 +135,12 @@ def _nearest(
     key, _ = pair
     groups = torch.empty(key.shape[:3], dtype=torch.int64, device=key.device)
     lengths = centres.square().sum(-1)[:, :, None].div_(-2).flatten(0, 1)
+    widest = max(len(places) for places, _ in blocks)
+    room = torch.empty((*key.shape[:2], widest, centres.shape[-1]), device=key.device)
     for places, window in blocks:
-        parts = zip(pair, spreads, strict=True)
-        features = torch.cat([vectors.index_select(2, places).float() / spread for vectors, spread in parts], dim=-1)
+        features = room[:, :, : len(places)]
+        for vectors, spread, part in zip(pair, spreads, features.chunk(2, -1), strict=True):
+            torch.div(vectors.index_select(2, places), spread, out=part)
         near = torch.baddbmm(lengths[..., window], features.flatten(0, 1), centres[:, :, window].flatten(0, 1).mT)
         groups.index_copy_(2, places, near.argmax(-1).unflatten(0, key.shape[:2]).add_(window.start))
     return groups
