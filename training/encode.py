@@ -23,7 +23,7 @@ from training.norms import quicken
 from training.runs import autocast, pick_device
 from training.tokenizer import to_images
 
-PHRASINGS, BARE = 16, 4
+PHRASINGS, BARE = 16, 8
 """Captions of every picture, and how many of them, the last, mention neither colours nor sizes, as people may."""
 
 

@@ -105,8 +105,8 @@ class TransformerRecipe:
     text_dropout: float = 0.1
     unknown_words: float = 0.02
     """Chance that a word is shown as unknown, so that prompts with words of their own still work."""
-    learns: str = ""
-    """Beginning of the names of the weights that learn; all others stay what they are."""
+    learns: tuple[str, ...] = ("",)
+    """Parts of names: weights that have one of them learn, all others stay what they are."""
     new_text: bool = False
     """Whether a text encoder that is gone on with keeps its words only and begins again with new blocks."""
 
@@ -147,9 +147,14 @@ TRANSFORMERS = {
         stages=(Stage(100, 6, 32),),
     ),
     "cpu-bare": TransformerRecipe(
-        Plan(steps=600, batch=12, rate=6e-4, warmup=20, decay=0.02, average=0.99, sheet_every=600),
-        stages=(Stage(600, 5, 64),),
-        learns="text_encoder.",
+        Plan(steps=480, batch=12, rate=1e-3, warmup=20, decay=0.02, average=0.99, sheet_every=480),
+        stages=(Stage(480, 5, 64),),
+        learns=("text_encoder.",),
+    ),
+    "cpu-read": TransformerRecipe(
+        Plan(steps=260, batch=12, rate=5e-4, muon=2e-3, warmup=20, decay=0.02, average=0.985, sheet_every=260),
+        stages=(Stage(260, 5, 64),),
+        learns=("text_encoder.", ".ca."),
     ),
     "gpu-more": TransformerRecipe(
         Plan(steps=3700, batch=128, rate=8e-4, muon=3.2e-3, warmup=100, decay=0.02, average=0.998, sheet_every=1900),

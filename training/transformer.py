@@ -101,7 +101,7 @@ class TransformerTask:
         self.crew = crew or Crew()
         self.network = build(recipe, vae.config.codebook_bits).to(device)
         for name, weight in self.network.named_parameters():
-            weight.requires_grad_(name.startswith(recipe.learns))
+            weight.requires_grad_(any(part in name for part in recipe.learns))
         self.transformer = cast("InfinityTransformer", self.network["transformer"])
         self.tokenizer = text.word_tokenizer()
         self.latents = {split: data.load(latents, split) for split in ("train", "heldout")}

@@ -163,3 +163,23 @@ def test_unknown_words_are_refused():
         sample_scene(0, "test")
     with pytest.raises(InvalidInput, match="Unknown relation"):
         holds("inside", *sample_scene(0, kind="pair").placed)
+
+
+def test_things_without_a_relation_are_named_from_left_to_right():
+    seen = 0
+    for seed in range(120):
+        scene = sample_scene(seed)
+        if scene.kind != "mixed":
+            continue
+        named = [one[0] for one in mentioned(caption(scene, seed))]
+        places = sorted(scene.placed, key=lambda one: one.x)
+        assert named == [one.thing.shape for one in places]
+        seen += 1
+    assert seen > 10
+
+
+def test_bare_captions_leave_out_colours_and_sizes():
+    unsaid = {name for table in (words.COLOUR_NAMES, words.SIZE_NAMES) for names in table.values() for name in names}
+    for seed in range(60):
+        text = caption(sample_scene(seed), seed, 2.0)
+        assert not unsaid & set(text.replace(",", "").split(" on ")[0].split())

@@ -169,7 +169,7 @@ def test_a_text_encoder_that_begins_again_keeps_its_words_and_tells_where_they_s
 
 
 def test_a_recipe_may_leave_most_weights_as_they_are(transformer_task, latents, tmp_path):
-    recipe = replace(TRANSFORMER, learns="text_encoder.")
+    recipe = replace(TRANSFORMER, learns=("text_encoder.",))
     run = Run(TransformerTask(recipe, latents, build_tokenizer(TOKENIZER), CPU), tmp_path)
     before = {name: value.clone() for name, value in run.task.network.state_dict().items()}
     run.train(2)

@@ -1,4 +1,9 @@
-"""Captions: what people might say of a scene, in several phrasings, at most 24 words, always true."""
+"""Captions: what people might say of a scene, in several phrasings, at most 24 words, always true.
+
+Things that are named without a relation are named from left to right, as people read a picture. A model that draws scale by
+scale needs that: the tokens of a scale are drawn independently, so what no earlier scale and no word decides, such as
+which of two things is where, comes out differently on either side of the picture.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scalekv.scenes import words
-from scalekv.scenes.graph import Scene, Thing, holds
+from scalekv.scenes.graph import Placed, Scene, Thing, holds
 
 MAX_WORDS = 24
 
@@ -61,7 +66,7 @@ def caption(scene: Scene, seed: int, omit: float = 0.12) -> str:
         scene: what is in the picture.
         seed: of the phrasing; one seed always says the same of one scene.
         omit: chance that a size goes unmentioned; a colour goes unmentioned half as often, a pattern never. With 2
-            things are called by shape and pattern alone, and two of them are named without a relation half of the time.
+            things are called by shape and pattern alone, and two of them are named without a relation four times of five.
     """
     phrasing = Phrasing(np.random.default_rng((seed, 7)), omit)
     say = {"single": _single, "pair": _pair, "count": _count, "mixed": _mixed}[scene.kind]
@@ -86,12 +91,15 @@ def _single(scene: Scene, phrasing: Phrasing) -> str:
 
 
 def _pair(scene: Scene, phrasing: Phrasing) -> str:
-    """Two things by a relation that holds, or, now and then, only by name."""
+    """Two things by a relation that holds, or, now and then, only by name: then the left one comes first."""
     order = [0, 1] if phrasing.random.random() < 0.5 else [1, 0]
     first, second = (scene.placed[index] for index in order)
-    noun, other = phrasing.one(first.thing), phrasing.one(second.thing)
     true = [name for name in words.RELATIONS if holds(name, first, second)]
-    if not true or phrasing.random.random() < max(0.15, phrasing.omit / 4):
+    named = not true or phrasing.random.random() < max(0.15, 0.4 * phrasing.omit)
+    if named:
+        first, second = sorted((first, second), key=_from_left)
+    noun, other = phrasing.one(first.thing), phrasing.one(second.thing)
+    if named:
         return f"{noun} and {other}"
     relation = true[int(phrasing.random.integers(len(true)))]
     if len(true) > 1 and phrasing.random.random() < 0.7:
@@ -105,9 +113,12 @@ def _count(scene: Scene, phrasing: Phrasing) -> str:
 
 
 def _mixed(scene: Scene, phrasing: Phrasing) -> str:
-    order = phrasing.random.permutation(len(scene.placed))
-    nouns = [phrasing.one(scene.placed[int(index)].thing) for index in order]
+    nouns = [phrasing.one(one.thing) for one in sorted(scene.placed, key=_from_left)]
     return f"{', '.join(nouns[:-1])} and {nouns[-1]}"
+
+
+def _from_left(placed: Placed) -> float:
+    return placed.x
 
 
 def _backdrop(scene: Scene, phrasing: Phrasing) -> str:
