@@ -162,8 +162,8 @@ class TransformerTask:
     @torch.no_grad()
     @torch.compiler.set_stance("force_eager")
     def watch(self, step: int, folder: Path) -> dict[str, float]:
-        """Loss on held-out pictures, and a sheet of held-out prompts."""
-        segments = self.recipe.at(max(0, step - 1))[0]
+        """Loss on held-out pictures, and a sheet of held-out prompts; of all segments at the end of the plan."""
+        segments = len(SIDES) if step >= self.plan.steps else self.recipe.at(max(0, step - 1))[0]
         rows, losses = np.arange(min(WATCHED, len(self.latents["heldout"]))), []
         for window in data.batches(len(rows), 16):
             size = len(rows[window])

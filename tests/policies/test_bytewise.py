@@ -36,6 +36,7 @@ def capacities(plan) -> list[tuple[int, ...]]:
         ({"timing": "before"}, "merges tokens after attention only; use timing='after', or reduction='damage'"),
         ({"timing": "during"}, "timing must be one of 'after', 'before'; got 'during'"),
         ({"reduction": "sum"}, "reduction must be one of 'merge', 'damage', 'attention'; got 'sum'"),
+        ({"precision": "never"}, "precision must be one of 'late', 'bound', 'first'; got 'never'"),
         ({"allocation": "mass"}, "allocation must be one of 'sensitivity', 'uniform'; got 'mass'"),
         ({"floor": -0.1}, r"floor must be a number in 0\.\.1; got -0\.1"),
         ({"floor": 1.5}, r"floor must be a number in 0\.\.1; got 1\.5"),
@@ -169,6 +170,32 @@ def test_dropping_instead_of_merging_still_works(codec, reduction, timing):
     assert report.measured_peak_bytes == plan.peak_bytes
 
 
+@pytest.mark.parametrize("precision", ["late", "bound", "first"])
+def test_precision_falls_when_it_is_told_to(precision):
+    policy = Bytewise("20%", precision=precision)
+    assert run(policy, GEOMETRY, PROFILE)[1].report().measured_peak_bytes
+    plan, last = policy.plan(GEOMETRY, PROFILE), len(SCHEDULE) - 1
+    (group, *_), *_ = plan.layers
+    bits = [
+        sum(half.bits for half in group.halves_at(segment)) if plan.holds_coded(group, segment) else 32
+        for segment in range(1, last + 1)
+    ]
+    assert bits[-1] == 10
+    if precision == "late":
+        assert bits[0] == 32
+        assert bits == sorted(bits, reverse=True)
+        assert len(set(bits)) > 2
+    elif precision == "bound":
+        assert set(bits) == {32, 10}
+        assert bits == sorted(bits, reverse=True)
+    else:
+        assert set(bits) == {10}
+    whole = replace(policy, budget="100%").plan(GEOMETRY, PROFILE)
+    assert not any(
+        whole.holds_coded(group, segment) for layer in whole.layers for group in layer for segment in range(last)
+    )
+
+
 def test_damage_and_attention_and_merging_are_different():
     outputs = [
         run(Bytewise("20%", codec="none", reduction=one), GEOMETRY, PROFILE)[0][4, 2]
@@ -186,6 +213,7 @@ def test_settings_tell_everything():
         "timing": "after",
         "codec": "int6/int4",
         "queries": "uniform:64",
+        "precision": "late",
         "reduction": "merge",
         "rounds": 0,
         "reach": 32,

@@ -167,6 +167,11 @@ class Policy(ABC):
         raise TypeError(f"{self.name} planned to merge tokens but has no groups for them")
 
     @property
+    def exact_first(self) -> bool:
+        """Whether history is coded only from where the budget first binds, rather than from the first boundary on."""
+        return True
+
+    @property
     def finer_codecs(self) -> tuple[str, ...]:
         """Codecs for history that would fit the budget in them, before it is held in ``codec``; finest first."""
         return ()
@@ -249,6 +254,8 @@ class _PlanBuilder:
         first = next(over, None)
         if first is None:
             return plan
+        if not self.policy.exact_first:
+            return self._coded_from(plan, 1)
         for start in range(first + 1, 1, -1):
             candidate = self._coded_from(plan, start)
             if self._fits(candidate, start - 1):

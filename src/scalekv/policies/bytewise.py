@@ -44,6 +44,8 @@ class Bytewise(ObservingPolicy):
         strict: see :class:`Policy`.
         timing: only ``"after"`` where tokens are merged.
         codec: see :class:`Policy`; default six bits for keys, four for values.
+        precision: ``"late"``, exact until the budget first binds, then rounded step by step; ``"bound"``, held in
+            ``codec`` from there on; or ``"first"``, in ``codec`` from the first boundary on, unless all of it fits.
         reduction: ``"merge"``; or keep the tokens of the largest score and drop the others: ``"damage"``, the sum over
             queries of ``|a / (1 - a) * (o - v)|^2`` for a token of weight a and value v beside the output o, exactly
             what dropping it alone costs; or ``"attention"``, the weight.
@@ -60,6 +62,7 @@ class Bytewise(ObservingPolicy):
     """
 
     codec: str = "int6/int4"
+    precision: Literal["late", "bound", "first"] = "late"
     reduction: Literal["merge", "damage", "attention"] = "merge"
     rounds: int = 0
     reach: int = 32
@@ -75,6 +78,7 @@ class Bytewise(ObservingPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice("precision", self.precision, ("late", "bound", "first"))
         check_choice("reduction", self.reduction, ("merge", "damage", "attention"))
         check_choice("allocation", self.allocation, ("sensitivity", "uniform"))
         check_share("floor", self.floor)
@@ -95,9 +99,14 @@ class Bytewise(ObservingPolicy):
     def finer_codecs(self) -> tuple[str, ...]:
         """Eight bits, then six, as far as ``codec`` is coarser."""
         bits = [half.bits for half in Codec.parse(self.codec).halves]
-        if not self.merges or not all(bits):
+        if not self.merges or not all(bits) or self.precision != "late":
             return ()
         return tuple(name for name, each in _FINER.items() if 2 * each > sum(bits))
+
+    @property
+    def exact_first(self) -> bool:
+        """Whether early segments stay exact."""
+        return self.precision != "first"
 
     def observation(self, segment: Segment) -> tuple[int, ...]:
         """No queries where tokens are merged."""

@@ -1,8 +1,8 @@
 """Captions: what people might say of a scene, in several phrasings, at most 24 words, always true.
 
-Things that are named without a relation are named from left to right, as people read a picture. A model that draws scale by
-scale needs that: the tokens of a scale are drawn independently, so what no earlier scale and no word decides, such as
-which of two things is where, comes out differently on either side of the picture.
+Things that are named without a relation are named from left to right, as people read a picture. A model that draws
+scale by scale needs that: the tokens of a scale are drawn independently, so what no earlier scale and no word decides,
+such as which of two things is where, comes out differently on either side of the picture.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def caption(scene: Scene, seed: int, omit: float = 0.12) -> str:
         scene: what is in the picture.
         seed: of the phrasing; one seed always says the same of one scene.
         omit: chance that a size goes unmentioned; a colour goes unmentioned half as often, a pattern never. With 2
-            things are called by shape and pattern alone, and two of them are named without a relation four times of five.
+            things are called by shape and pattern alone, and two are named without a relation four times of five.
     """
     phrasing = Phrasing(np.random.default_rng((seed, 7)), omit)
     say = {"single": _single, "pair": _pair, "count": _count, "mixed": _mixed}[scene.kind]
