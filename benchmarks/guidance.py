@@ -1,7 +1,7 @@
 """Whether conditional and unconditional rows should get different shares of a budget.
 
-With guidance g an error in a conditional row weighs g and one in an unconditional row g - 1. Here tokens are merged as by
-`Bytewise` with equal heads and without rounding, and the conditional rows get more or less than half of the tokens:
+With guidance g an error in a conditional row weighs g and one in an unconditional row g - 1. Here tokens are merged as
+by `Bytewise` with equal heads and without rounding, and the conditional rows get more or less than half of the tokens:
 what the other rows may not hold stays empty. Before the larger half must merge both keep everything. Pictures of the
 built-in world, PSNR against the full cache, paired with the equal split.
 

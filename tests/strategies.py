@@ -57,7 +57,11 @@ MEASURED = {
 }
 """The tables that published methods ask for."""
 
-MEASURED_FOR_MERGING = {"head_statistics": ("sensitivity",), "source_statistics": ("mass",), "curves": ("merging",)}
+MEASURED_FOR_MERGING = {
+    "head_statistics": ("sensitivity", "sensitivity_unguided"),
+    "source_statistics": ("mass",),
+    "curves": ("merging",),
+}
 """The tables that Bytewise asks for."""
 
 

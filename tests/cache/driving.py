@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -65,15 +66,18 @@ def moments(cache: KVCache) -> dict[tuple[int, int], Moment]:
 
 def compare_with_witness(witness: LiveBytes, cache: KVCache, ambient: int, segment, layer: int, moment: Moment) -> None:
     """One attention call: what lives after it is what is planned, and no more than planned lives inside it."""
-    query, key, value, bare = tensors(cache.plan.geometry, segment, layer, cache.dtype)
+    own = cache.plan.geometry
+    network = replace(own, heads=own.network_heads, guidance=own.guidance * own.parts, parts=1)
+    query, key, value, bare = tensors(network, segment, layer, cache.dtype)
     given = witness.live - ambient - moment.before
     witness.reset()
     output = cache.attend(layer, query, key, value, projected_query=lambda positions: bare[:, :, positions])
     assert witness.live - ambient - given - output.untyped_storage().nbytes() == moment.after
     statistics = output.numel() // output.shape[-1] * 4  # of the attention kernel
     groups = cache.plan.layers[layer]
-    parts = len(groups) > 1 or any(_by_rows(cache, group, segment.index) for group in groups)
-    copies = 3 * output.nbytes if len(groups) > 1 and parts else 2 * output.nbytes if parts else output.nbytes
+    gathered = len(groups) > 1 or own.parts > 1
+    by_rows = any(_by_rows(cache, group, segment.index) for group in groups)
+    copies = 3 * output.nbytes if gathered else 2 * output.nbytes if by_rows else output.nbytes
     assert witness.peak - ambient - given <= moment.peak + copies + statistics + SMALL
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -82,16 +83,17 @@ def naive(policy: Bytewise, plan, geometry: CacheGeometry, draw=tensors):
             query, key, value = draw(geometry, segment, layer)[:3]
             output = torch.empty_like(query)
             for group in groups:
-                for row in range(geometry.rows):
-                    for head in group.heads:
-                        place = layer, row, head
-                        own = [key[row, head], value[row, head], torch.ones(segment.tokens)]
-                        old = held.get(place)
-                        if old is not None:
-                            own = [torch.cat(pair) for pair in zip(old, own, strict=True)]
-                        logits = query[row, head] @ own[0].mT + own[2].log()
-                        output[row, head] = torch.softmax(logits, -1) @ own[1]
-                        held[place] = merged(policy, segment, own, plan.carried(group, segment.index))
+                for image, counted in product(range(plan.geometry.rows), group.heads):
+                    part, head = divmod(counted, geometry.heads)
+                    row = part * plan.geometry.rows + image
+                    place = layer, row, head
+                    own = [key[row, head], value[row, head], torch.ones(segment.tokens)]
+                    old = held.get(place)
+                    if old is not None:
+                        own = [torch.cat(pair) for pair in zip(old, own, strict=True)]
+                    logits = query[row, head] @ own[0].mT + own[2].log()
+                    output[row, head] = torch.softmax(logits, -1) @ own[1]
+                    held[place] = merged(policy, segment, own, plan.carried(group, segment.index))
             outputs[segment.index, layer] = output
     return outputs
 

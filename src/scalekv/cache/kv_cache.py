@@ -15,7 +15,7 @@ from scalekv.cache.ledger import Ledger
 from scalekv.cache.merging import Merger
 from scalekv.cache.report import CacheReport
 from scalekv.cache.selection import copy_rows, flat_positions, survivors
-from scalekv.cache.stores import Candidates, Store
+from scalekv.cache.stores import Candidates, HeadIndex, Store
 from scalekv.planning import CachePlan, HeadGroup, Segment, VectorCodec
 from scalekv.planning.coding import carrying, decoded_rows, decoding_scratch, decoding_tokens
 from scalekv.planning.token_merging import counting_scratch
@@ -67,8 +67,9 @@ class KVCache:
         self._tokens_per_layer: tuple[float, ...] = (0.0,) * plan.geometry.layers
 
     def _store(self, group: HeadGroup) -> Store:
-        whole = len(group.heads) == self.plan.geometry.heads
-        return Store(group, None if whole else torch.tensor(group.heads, device=self.device))
+        geometry = self.plan.geometry
+        whole = len(group.heads) == geometry.heads and geometry.parts == 1
+        return Store(group, None if whole else HeadIndex(group.heads, geometry, self.device))
 
     def __enter__(self) -> Self:
         return self
@@ -153,10 +154,11 @@ class KVCache:
         output = torch.empty_like(query)
         for store in stores:
             heads = store.heads
+            assert heads is not None
             with self.ledger.scratch(self.plan.gathered_bytes(store.plan, segment.index)):
-                own_query, own_key, own_value = query[:, heads], key[:, heads], value[:, heads]
-                watching = own_query if observed is query else None if observed is None else observed[:, heads]
-                output[:, heads] = self._attend(layer, segment, store, own_query, own_key, own_value, watching)
+                own_query, own_key, own_value = (heads.take(tensor) for tensor in (query, key, value))
+                watching = own_query if observed is query else None if observed is None else heads.take(observed)
+                heads.put(output, self._attend(layer, segment, store, own_query, own_key, own_value, watching))
         return output
 
     def _check(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Segment:
@@ -165,7 +167,7 @@ class KVCache:
             raise RuntimeError("call begin(segment) before attend")
         if layer != self._next_layer:
             raise RuntimeError(f"expected layer {self._next_layer}, got {layer}; layers attend in order")
-        expected = (geometry.rows, geometry.heads, segment.tokens, geometry.head_dim)
+        expected = (geometry.rows * geometry.parts, geometry.network_heads, segment.tokens, geometry.head_dim)
         for name, tensor in (("query", query), ("key", key), ("value", value)):
             if tuple(tensor.shape) != expected or tensor.dtype != self.dtype:
                 found = f"{tuple(tensor.shape)} {tensor.dtype}"

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from scalekv.planning import HeadGroup
+from scalekv.planning import CacheGeometry, HeadGroup
+
+
+class HeadIndex:
+    """Where some heads are in tensors of the network ``(rows, heads, ...)``, as the cache counts rows and heads.
+
+    Args:
+        heads: their indices, as :class:`CacheGeometry` counts them.
+        geometry: of the cache.
+        device: of the tensors.
+    """
+
+    def __init__(self, heads: Sequence[int], geometry: CacheGeometry, device: torch.device) -> None:
+        numbers = torch.tensor(heads, device=device)
+        self._parts = geometry.parts
+        own = (numbers,) if self._parts == 1 else (numbers // geometry.network_heads, numbers % geometry.network_heads)
+        self._places = (slice(None), *own)
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """A copy of the heads of ``tensor``, ``(rows, their number, ...)``."""
+        return self._view(tensor)[self._places]
+
+    def put(self, tensor: Tensor, own: Tensor) -> None:
+        """Write what `take` would give."""
+        self._view(tensor)[self._places] = own
+
+    def _view(self, tensor: Tensor) -> Tensor:
+        return tensor if self._parts == 1 else tensor.unflatten(0, (self._parts, -1)).transpose(0, 1)
 
 
 @dataclass
@@ -14,11 +43,12 @@ class Store:
     """History of one head group: keys and values, and the marks that the policy wants beside them.
 
     Coded keys and values are ``(rows, heads, tokens, bytes)`` of uint8. Where tokens stand for several, ``count``
-    ``(rows, heads, tokens)`` float32 says for how many.
+    ``(rows, heads, tokens)`` float32 says for how many. ``heads`` finds the group in a layer, see :class:`HeadIndex`;
+    ``None`` for all of it.
     """
 
     plan: HeadGroup
-    heads: Tensor | None
+    heads: HeadIndex | None
     key: Tensor | None = None
     value: Tensor | None = None
     origin: Tensor | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scalekv.errors import InvalidInput
 from scalekv.planning.schedule import Schedule
@@ -23,6 +23,7 @@ class CacheGeometry:
         batch: images drawn together.
         guidance: rows per image, 2 with classifier-free guidance (all conditional rows come first), else 1.
         element_bytes: bytes of one stored number, that of the dtype attention computes in.
+        parts: row kinds that are held apart, see :meth:`apart`; 1 for none.
 
     Raises:
         InvalidInput: a count below 1.
@@ -35,9 +36,10 @@ class CacheGeometry:
     batch: int = 1
     guidance: int = 2
     element_bytes: int = 2
+    parts: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads", "head_dim", "batch", "guidance", "element_bytes"):
+        for name in ("layers", "heads", "head_dim", "batch", "guidance", "element_bytes", "parts"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"A cache needs {name} >= 1, got {getattr(self, name)}.")
 
@@ -45,6 +47,18 @@ class CacheGeometry:
     def rows(self) -> int:
         """Rows run through the network: batch times guidance."""
         return self.batch * self.guidance
+
+    def apart(self) -> CacheGeometry:
+        """The same cache with each kind of row of a head as a head of its own, which may hold more than the other.
+
+        Heads 0 to h - 1 are the conditional rows, h to 2h - 1 the unconditional ones, and the rows are the images.
+        """
+        return replace(self, heads=self.heads * self.guidance, guidance=1, parts=self.guidance * self.parts)
+
+    @property
+    def network_heads(self) -> int:
+        """Heads of a layer of the network, whatever is held apart."""
+        return self.heads // self.parts
 
     @property
     def head_token_bytes(self) -> int:

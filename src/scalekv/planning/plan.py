@@ -373,7 +373,7 @@ class CachePlan:
 
     def gathered_bytes(self, group: HeadGroup, segment: int) -> int:
         """Bytes of the current query, key and value of ``group`` where it is only part of a layer's heads."""
-        if len(group.heads) == self.geometry.heads:
+        if len(group.heads) == self.geometry.heads and self.geometry.parts == 1:
             return 0
         share = len(group.heads) * self.geometry.head_token_bytes // 2
         observed = self.observed_bytes(segment) * len(group.heads) // self.geometry.heads

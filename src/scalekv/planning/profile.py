@@ -145,10 +145,10 @@ class Profile:
         Raises:
             ProfileError: other layers, heads or schedule; names both sides and how to mend it.
         """
-        if (self.layers, self.heads) != (geometry.layers, geometry.heads):
+        if (self.layers, self.heads) != (geometry.layers, geometry.network_heads):
             raise ProfileError(
                 f"The profile is for {self.model} ({self.layers} layers, {self.heads} heads), the model has "
-                f"{geometry.layers} layers and {geometry.heads} heads; calibrate this model."
+                f"{geometry.layers} layers and {geometry.network_heads} heads; calibrate this model."
             )
         if self.schedule != geometry.schedule:
             raise ProfileError(

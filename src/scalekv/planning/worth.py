@@ -26,6 +26,9 @@ from scalekv.planning.profile import Profile
 if TYPE_CHECKING:
     from scalekv.planning.plan import CachePlan, HeadGroup
 
+GUIDED, UNGUIDED = "sensitivity", "sensitivity_unguided"
+"""Tables of the conditional rows, or of all where guidance is 1, and of the unconditional ones."""
+
 STEPS = 4
 """Points of a loss curve between two measured ranks, which are powers of 2."""
 
@@ -48,33 +51,38 @@ class _Known:
         return isinstance(other, _Known) and other.profile is self.profile
 
 
-def head_losses(profile: Profile, boundary: int) -> tuple[Loss, ...]:
+def head_losses(profile: Profile, boundary: int, parts: int = 1) -> tuple[Loss, ...]:
     """The loss ``J`` of every head (``layer * heads + head``) by the tokens that it carries over a boundary.
 
     Args:
-        profile: with the tables ``"merging"``, ``"sensitivity"`` and ``"mass"``.
+        profile: with the tables ``"merging"``, ``"sensitivity"`` and ``"mass"``; of two parts
+            ``"sensitivity_unguided"`` too.
         boundary: index of the segment before it, not the last.
+        parts: 2 where the unconditional rows of a layer's heads follow as heads of their own, see
+            :meth:`CacheGeometry.apart`.
 
     Raises:
         ProfileError: a table is missing.
     """
-    return _head_losses(_Known(profile), boundary)
+    return _head_losses(_Known(profile), boundary, parts)
 
 
 @lru_cache(maxsize=64)
-def _head_losses(known: _Known, boundary: int) -> tuple[Loss, ...]:
+def _head_losses(known: _Known, boundary: int, parts: int) -> tuple[Loss, ...]:
     profile = known.profile
     curves, tokens = profile.curve_table("merging")[boundary], profile.schedule.start(boundary + 1)
+    weights = [_weights(profile, boundary, table) for table in (GUIDED, UNGUIDED)[:parts]]
     return tuple(
         _convex(_fine([weight * error for error in curve], tokens))
-        for curves_of_layer, weights in zip(curves, _weights(profile, boundary), strict=True)
-        for curve, weight in zip(curves_of_layer, weights, strict=True)
+        for layer, curves_of_layer in enumerate(curves)
+        for part in weights
+        for curve, weight in zip(curves_of_layer, part[layer], strict=True)
     )
 
 
-def _weights(profile: Profile, boundary: int) -> list[list[float]]:
-    """What stands beside ``E`` in ``J``, ``[layer][head]``."""
-    mass, sensitivity = profile.source_table("mass"), profile.head_table("sensitivity")
+def _weights(profile: Profile, boundary: int, table: str) -> list[list[float]]:
+    """What stands beside ``E`` in ``J``, ``[layer][head]``, by one table of sensitivities."""
+    mass, sensitivity = profile.source_table("mass"), profile.head_table(table)
     tokens, heads = profile.schedule.tokens, range(profile.heads)
 
     def seen(segment: int, layer: int, head: int) -> float:
@@ -144,17 +152,23 @@ def predicted_damage(plan: CachePlan, profile: Profile) -> float:
 def _group_damage(plan: CachePlan, profile: Profile, layer: int, group: HeadGroup, segment: int) -> float:
     history, kept = profile.schedule.start(segment), group.capacity[segment]
     curves = profile.curve_table("merging")[segment - 1][layer]
-    sensitivity = profile.head_table("sensitivity")[segment][layer]
     tables = []
     if plan.reads_coded(group, segment):
         halves = zip(("key", "value"), group.halves_at(segment), strict=True)
         tables = [f"{half}_{codec.name}" for half, codec in halves if not codec.exact]
     total = 0.0
-    for head in group.heads:
+    for place in group.heads:
+        part, head = divmod(place, profile.heads)
         error = _loss_at(_fine(curves[head], history), kept)
         error += math.fsum(profile.head_table(table)[segment][layer][head] for table in tables)
-        total += sensitivity[head] * error
+        kinds = (GUIDED, UNGUIDED)[part : part + 1] if plan.geometry.parts > 1 else _kinds(profile)
+        total += error * math.fsum(profile.head_table(kind)[segment][layer][head] for kind in kinds)
     return total
+
+
+def _kinds(profile: Profile) -> tuple[str, ...]:
+    """The tables of sensitivities of all rows."""
+    return (GUIDED, UNGUIDED) if UNGUIDED in profile.head_statistics else (GUIDED,)
 
 
 def _loss_at(points: Sequence[tuple[float, float]], kept: int) -> float:

@@ -176,6 +176,13 @@ class Policy(ABC):
         """Codecs for history that would fit the budget in them, before it is held in ``codec``; finest first."""
         return ()
 
+    def shape(self, geometry: CacheGeometry, profile: Profile | None, limit: int) -> CacheGeometry:
+        """The geometry to plan for: as it is, or with the rows of guidance apart, see :meth:`CacheGeometry.apart`.
+
+        Only for policies that merge: what queries saw is not told apart.
+        """
+        return geometry
+
     def plan(self, geometry: CacheGeometry, profile: Profile | None = None) -> CachePlan:
         """Decide what every layer holds at every segment.
 
@@ -192,7 +199,7 @@ class Policy(ABC):
             profile.check(geometry)
         Codec.parse(self.codec).check(geometry.head_dim, geometry.element_bytes)
         limit = Budget.parse(self.budget).bytes_for(geometry)
-        build = _PlanBuilder(self, geometry, profile)
+        build = _PlanBuilder(self, self.shape(geometry, profile, limit), profile)
         plan = build.strict(limit) if self.strict else build.nominal(limit)
         if plan is None:
             kind = "strict budget (scratch included)" if self.strict else "budget"

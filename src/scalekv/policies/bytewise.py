@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from scalekv.errors import InvalidInput
 from scalekv.planning import CacheGeometry, Codec, Profile, Segment
-from scalekv.planning.worth import head_losses, shared_pool
+from scalekv.planning.worth import UNGUIDED, head_losses, shared_pool
 from scalekv.policies.base import SelectionView
 from scalekv.policies.calibrated import warn_without_profile
 from scalekv.policies.checks import check_choice, check_share, check_whole
@@ -18,6 +18,9 @@ from scalekv.policies.observation import ObservingPolicy
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_TABLES = ("merging", "sensitivity")
+"""Of a profile, what heads are told apart by."""
 
 _FINER = {"int8": 8, "int6": 6}
 """Codecs that history may be held in before the last, and their bits."""
@@ -54,6 +57,8 @@ class Bytewise(ObservingPolicy):
         queries: those that score, where tokens are dropped; see :class:`Observation`; nothing is protected.
         allocation: ``"sensitivity"``, from a profile with the tables ``"merging"`` and ``"sensitivity"``; without one,
             and with ``"uniform"``, all heads get the same.
+        guidance: ``"apart"``, where heads get unequal capacities the conditional and the unconditional rows of a head
+            count as two heads; or ``"together"``, they hold the same.
         floor: share of the mean capacity that every head gets in any case, 0 to 1.
         groups: most lengths in one layer, at least 1; each is one more call of attention.
 
@@ -68,6 +73,7 @@ class Bytewise(ObservingPolicy):
     reach: int = 32
     queries: str = "uniform:64"
     allocation: Literal["sensitivity", "uniform"] = "sensitivity"
+    guidance: Literal["apart", "together"] = "apart"
     floor: float = 0.25
     groups: int = 4
 
@@ -81,6 +87,7 @@ class Bytewise(ObservingPolicy):
         check_choice("precision", self.precision, ("late", "bound", "first"))
         check_choice("reduction", self.reduction, ("merge", "damage", "attention"))
         check_choice("allocation", self.allocation, ("sensitivity", "uniform"))
+        check_choice("guidance", self.guidance, ("apart", "together"))
         check_share("floor", self.floor)
         check_whole("groups", self.groups, least=1)
         check_whole("rounds", self.rounds, least=0)
@@ -112,12 +119,19 @@ class Bytewise(ObservingPolicy):
         """No queries where tokens are merged."""
         return () if self.merges else super().observation(segment)
 
+    def shape(self, geometry: CacheGeometry, profile: Profile | None, limit: int) -> CacheGeometry:
+        """Conditional and unconditional rows apart, where heads are told apart and not everything fits."""
+        if not self.merges or (self.allocation, self.guidance) != ("sensitivity", "apart") or geometry.guidance != 2:
+            return geometry
+        known = profile is not None and _has(profile, *_TABLES, UNGUIDED)
+        return geometry.apart() if known and limit < geometry.lossless_bytes else geometry
+
     def allocate(self, geometry: CacheGeometry, slots: int, profile: Profile | None) -> Layers:
         """Capacities by head and boundary; without a profile that was calibrated for it equal ones, with a warning."""
         heads = geometry.layers * geometry.heads
         if self.allocation == "uniform" or slots >= heads * geometry.schedule.history_tokens:
             return uniform(geometry, slots)
-        if profile is None or "merging" not in profile.curves or "sensitivity" not in profile.head_statistics:
+        if profile is None or not _has(profile, *_TABLES):
             lacks = None if profile is None else profile.model
             warn_without_profile("Bytewise", "every head gets the same capacity", lacks)
             return uniform(geometry, slots)
@@ -126,7 +140,7 @@ class Bytewise(ObservingPolicy):
         def divide(segment: int, available: Sequence[int]) -> Sequence[int]:
             if sum(available) <= slots:
                 return available
-            return shared_pool(head_losses(profile, segment - 1), slots, least, available)
+            return shared_pool(head_losses(profile, segment - 1, geometry.parts), slots, least, available)
 
         quotas = over_segments(geometry.schedule, heads, divide)
         layers = (quotas[first : first + geometry.heads] for first in range(0, heads, geometry.heads))
@@ -145,3 +159,7 @@ class Bytewise(ObservingPolicy):
         from scalekv.policies.scoring import window_attention, window_damage
 
         return window_damage(view) if self.reduction == "damage" else window_attention(view)
+
+
+def _has(profile: Profile, *tables: str) -> bool:
+    return all(name in profile.head_statistics or name in profile.curves for name in tables)

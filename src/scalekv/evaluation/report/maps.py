@@ -64,7 +64,8 @@ def head_maps(plans: Mapping[str, CachePlan]) -> Figure:
     most = max(share for table in shares.values() for row in table for share in row)
     for axes, (label, plan) in zip(all_axes, plans.items(), strict=True):
         image = heat_map(axes, shares[label], 0, most or 1)
-        axes.set_title("\n".join(broken(label)), fontsize=8.5)
+        rows = ["conditional, then unconditional rows"] if plan.geometry.parts > 1 else []
+        axes.set_title("\n".join([*broken(label), *rows]), fontsize=8.5)
         _mark_roles(axes, plan)
     _name_axes(all_axes, "head", "layer")
     figure.colorbar(image, ax=all_axes, label="share of the history held", **_BAR)
