@@ -106,6 +106,10 @@ def single_layer(plan: CachePlan, layer: int) -> CachePlan:
     return replace(plan, geometry=replace(plan.geometry, layers=1), layers=(plan.layers[layer],))
 
 
+HEAD_TABLES = ("sigma", "sensitivity", "sensitivity_unguided")
+"""Of `random_profile`."""
+
+
 def random_profile(geometry: CacheGeometry, roles: dict[int, tuple[int, ...]] | None = None) -> Profile:
     """Tables of every kind from one seed, values positive and different by layer, head and segment; drafters as given
     in ``roles``."""
@@ -124,7 +128,7 @@ def random_profile(geometry: CacheGeometry, roles: dict[int, tuple[int, ...]] | 
         {
             **Profile("benchmark", layers, heads, schedule, roles=roles or {}).to_dict(),
             "statistics": {name: draw(segments, layers) for name in layer_tables},
-            "head_statistics": {name: draw(segments, layers, heads) for name in ("sigma", "sensitivity")},
+            "head_statistics": {name: draw(segments, layers, heads) for name in HEAD_TABLES},
             "source_statistics": {"mass": mass},
             "curves": {name: [curve.tolist() for curve in curves] for name in ("snapkv", "merging")},
         }
