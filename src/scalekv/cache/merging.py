@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scalekv.cache.codecs import encode
+from scalekv.cache.codecs import blocks, encode
 from scalekv.cache.ledger import Ledger
 from scalekv.cache.stores import Candidates, Store
-from scalekv.planning import CachePlan, Segment
+from scalekv.planning import CachePlan, Segment, VectorCodec
+from scalekv.planning.codecs import block_tokens
 from scalekv.planning.token_merging import merged_rows, merging_scratch
 from scalekv.policies import Policy, SelectionView
 from scalekv.policies.grouping import group_means
@@ -85,7 +86,13 @@ class Merger:
                     if codec is None:
                         out[block] = means
                     else:
-                        encode(codec, means.to(self.dtype), out[block])
+                        self._encode(codec, means, out[block])
+
+    def _encode(self, codec: VectorCodec, means: Tensor, out: Tensor) -> None:
+        rows, heads, kept, head_dim = means.shape
+        each = codec.encoding_bytes(head_dim, self.dtype.itemsize)
+        for some in blocks(kept, block_tokens(rows * heads, each, self.plan.strict)):
+            encode(codec, means[:, :, some].to(self.dtype), out[:, :, some])
 
     def _groups(self, view: SelectionView) -> Tensor:
         """The policy's groups of candidates; everyone its own where there is room for all."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scalekv.planning.codecs import block_tokens
 from scalekv.planning.coding import carrying_peak, decoded_rows, decoding_scratch
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def _row_bytes(plan: CachePlan, group: HeadGroup, segment: int) -> int:
     coding = 0
     if plan.holds_coded(group, segment + 1):
         halves = group.halves_at(segment + 1)
-        coding = kept * max(half.encoding_bytes(geometry.head_dim, geometry.element_bytes) for half in halves)
+        each = max(half.encoding_bytes(geometry.head_dim, geometry.element_bytes) for half in halves)
+        coding = min(kept, block_tokens(len(group.heads), each, plan.strict)) * each
     return len(group.heads) * (indices + means + widened + coding + 4 * _FLOAT_BYTES * (candidates + kept))
 
 

@@ -122,8 +122,10 @@ def _windows(heights: Tensor, levels: Tensor, reach: int) -> list[tuple[Tensor, 
 
 def _spread(vectors: Tensor) -> Tensor:
     """Root mean square distance from the mean, ``(rows, heads, 1, 1)``."""
-    centred = vectors - vectors.mean(2, keepdim=True)
-    return centred.square_().sum(-1, keepdim=True).mean(2, keepdim=True).sqrt().clamp(min=_LEAST)
+    # The mean square less the square of the mean: on CPUs several times quicker than a centred copy.
+    squares = vectors.norm(dim=-1, keepdim=True).square_().mean(2, keepdim=True)
+    middle = vectors.mean(2, keepdim=True).norm(dim=-1, keepdim=True).square_()
+    return squares.sub_(middle).clamp_(min=0).sqrt_().clamp_(min=_LEAST)
 
 
 def _nearest(
@@ -134,7 +136,7 @@ def _nearest(
 
     key, _ = pair
     groups = torch.empty(key.shape[:3], dtype=torch.int64, device=key.device)
-    lengths = centres.square().sum(-1)[:, :, None].div_(-2).flatten(0, 1)
+    lengths = centres.norm(dim=-1)[:, :, None].square_().div_(-2).flatten(0, 1)
     widest = max(len(places) for places, _ in blocks)
     room = torch.empty((*key.shape[:2], widest, centres.shape[-1]), device=key.device)
     for places, window in blocks:
