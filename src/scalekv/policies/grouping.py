@@ -125,7 +125,8 @@ def _spread(vectors: Tensor) -> Tensor:
     # The mean square less the square of the mean: on CPUs several times quicker than a centred copy.
     squares = vectors.norm(dim=-1, keepdim=True).square_().mean(2, keepdim=True)
     middle = vectors.mean(2, keepdim=True).norm(dim=-1, keepdim=True).square_()
-    return squares.sub_(middle).clamp_(min=0).sqrt_().clamp_(min=_LEAST)
+    spread: Tensor = squares.sub_(middle).clamp_(min=0).sqrt_().clamp_(min=_LEAST)
+    return spread
 
 
 def _nearest(
