@@ -38,7 +38,7 @@ class Bench:
             for segment, tensors in zip(self.plan.geometry.schedule, self.inputs, strict=True):
                 cache.begin(segment)
                 cache.attend(0, *tensors)
-        self.bookkeeping.append(cache.selection)
+        self.bookkeeping.append(cache.selection + cache.decoding)
 
 
 def middle_layer(plan: CachePlan) -> int:

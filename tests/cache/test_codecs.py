@@ -18,7 +18,7 @@ from methods import OddSegments, PerHead, Remembering, TwoBudgets
 
 from live_bytes import LiveBytes
 from scalekv.cache import KVCache, codecs
-from scalekv.cache.codecs import carry_chosen, carry_ranges, decode, decode_tokens, encode, rotation
+from scalekv.cache.codecs import carry_chosen, carry_ranges, decode, decode_tokens, encode, kept_matrices, mixed, signs
 from scalekv.planning import VECTOR_CODECS, CacheGeometry, Codec, Profile, Schedule
 from scalekv.planning.coding import decoded_rows
 from scalekv.policies import (
@@ -91,19 +91,24 @@ class TestVectors:
     """One vector, there and back."""
 
     @pytest.mark.parametrize("bits", [8, 6, 4])
-    def test_packing_is_undone_exactly_for_every_code(self, bits):
+    @pytest.mark.parametrize("times", [1, 2, 4, 8, 16])
+    def test_packing_is_undone_exactly_for_every_code(self, bits, times):
+        """Whatever the words are that bytes are packed in."""
         codes = torch.arange(2**bits, dtype=torch.uint8)
-        codes = torch.stack([codes, codes.flip(0), codes.roll(1), codes.roll(5)], -1).repeat(1, 2)
-        packed = torch.empty(2**bits, 8 * bits // 8, dtype=torch.uint8)
+        codes = torch.stack([codes, codes.flip(0), codes.roll(1), codes.roll(5)], -1).repeat(1, times)
+        packed = torch.empty(2**bits, 4 * times * bits // 8, dtype=torch.uint8)
         codecs._pack(bits, codes, packed)
-        out = torch.empty(2**bits, 8)
+        out = torch.empty(2**bits, 4 * times)
         codecs._unpack(bits, packed, out)
         assert torch.equal(out, codes.float())
 
     @pytest.mark.parametrize("head_dim", [1, 2, 3, 12, 16, 80, 96, 128])
     def test_the_turn_is_orthogonal(self, head_dim):
-        turn = rotation(head_dim, torch.device("cpu")).double() / math.sqrt(head_dim & -head_dim)
-        torch.testing.assert_close(turn @ turn.mT, torch.eye(head_dim, dtype=torch.float64))
+        width = head_dim & -head_dim
+        turn = mixed(torch.diag(signs(head_dim, torch.device("cpu"))))
+        assert set(turn.abs().flatten().tolist()) <= {0.0, 1.0}
+        assert torch.equal(turn @ turn.mT, width * torch.eye(head_dim))
+        assert torch.equal(mixed(mixed(torch.eye(head_dim))), width * torch.eye(head_dim)), "turned back"
 
     @settings(max_examples=200)
     @given(st.data())
@@ -196,7 +201,7 @@ class TestVectors:
     def test_scratch_is_as_planned(self, name, dtype, head_dim):
         codec, vectors = VECTOR_CODECS[name], torch.randn(2, 3, 70, head_dim).to(dtype)
         packed, out = encoded(name, vectors), torch.empty_like(vectors)
-        known = (vectors, packed, out, rotation(head_dim, torch.device("cpu")))
+        known = (vectors, packed, out, *kept_matrices(head_dim, torch.device("cpu")))
         with LiveBytes(known) as witness:
             encode(codec, vectors, packed)
             assert witness.peak <= 420 * codec.encoding_bytes(head_dim, dtype.itemsize)
@@ -255,7 +260,7 @@ def test_bytes_are_as_planned_at_every_moment(policy, name, strict):
     plan = planned(policy)
     assert plan.coded_from is not None or strict or type(policy) is OddSegments
     with (
-        LiveBytes((rotation(GEOMETRY.head_dim, torch.device("cpu")),)) as witness,
+        LiveBytes(kept_matrices(GEOMETRY.head_dim, torch.device("cpu"))) as witness,
         KVCache(plan, policy, dtype=torch.float32) as cache,
     ):
         for segment in SCHEDULE:

@@ -18,7 +18,7 @@ from driving import compare_with_witness, moments, run, tensors
 
 from live_bytes import LiveBytes
 from scalekv.cache import KVCache
-from scalekv.cache.codecs import rotation
+from scalekv.cache.codecs import kept_matrices
 from scalekv.errors import BudgetError
 from scalekv.planning import CacheGeometry, Codec, Profile, Schedule, Segment
 from scalekv.planning.curves import curve_ranks
@@ -204,7 +204,7 @@ def check_bytes(policy: Bytewise, geometry: CacheGeometry, profile: Profile | No
     """The ledger has what is planned at every moment, and a witness that knows neither sees no more."""
     plan = policy.plan(geometry, profile)
     with (
-        LiveBytes((rotation(geometry.head_dim, torch.device("cpu")),)) as witness,
+        LiveBytes(kept_matrices(geometry.head_dim, torch.device("cpu"))) as witness,
         KVCache(plan, policy, dtype=dtype) as cache,
     ):
         planned = moments(cache)

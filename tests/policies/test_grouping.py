@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalekv.planning import Schedule
-from scalekv.planning.token_merging import MERGING_BLOCK
+from scalekv.planning.token_merging import SEARCH_BLOCK
 from scalekv.policies.grouping import candidate_heights, group_means, nearest_groups
 
 
@@ -41,6 +41,9 @@ def oracle(key, value, count, kept: int, rounds: int) -> list[int]:
     for step in range(rounds + 1):
         distances = [[math.dist(point, centre) for centre in centres] for point in points]
         groups = [row.index(min(row)) for row in distances]
+        if step == 0:
+            for group, seed in enumerate(seeds):
+                groups[seed] = group
         if step < rounds:
             for group in range(kept):
                 weight = sum(count[token] for token in range(tokens) if groups[token] == group)
@@ -72,7 +75,7 @@ def test_everyone_joins_the_nearest_centre(data):
 @pytest.mark.parametrize("rounds", [0, 2])
 def test_groups_of_many_tokens_are_in_range_over_all_blocks(kept, rounds):
     tokens = 300
-    assert tokens > MERGING_BLOCK
+    assert tokens > SEARCH_BLOCK
     key, value, count = drawn(1, 2, 1, tokens)
     found = nearest_groups(key, value, count, kept, rounds)
     assert found.min() >= 0
@@ -84,13 +87,23 @@ def test_groups_of_many_tokens_are_in_range_over_all_blocks(kept, rounds):
 
 def test_equal_tokens_join_the_earlier_group():
     key = torch.tensor([1.0, 1.0, 5.0, 1.0, 5.0, 5.0, 1.0]).view(1, 1, -1, 1)
-    found = nearest_groups(key, key, torch.ones(1, 1, 7), 7)
-    assert found.tolist() == [[[0, 0, 2, 0, 2, 2, 0]]]
+    found = nearest_groups(key, key, torch.ones(1, 1, 7), 4)
+    assert found.tolist() == [[[0, 0, 1, 0, 2, 1, 3]]], "tokens 0, 2, 4 and 6 are centres, though two and two are equal"
 
 
-def test_nothing_but_one_token_is_one_group():
+def test_nothing_but_one_token_is_one_group_once_centres_have_moved():
     key = torch.full((1, 2, 9, 3), 7.0)
     assert not nearest_groups(key, key, torch.ones(1, 2, 9), 4, rounds=1).any()
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 40))
+def test_no_group_is_empty(tokens, kept, reach):
+    kept = min(tokens, kept)
+    key, value, count = drawn(tokens, 1, 2, tokens)
+    key[:, :, ::2] = 0
+    found = nearest_groups(key, value * 0, count, kept, heights=torch.linspace(0, 1, tokens), reach=reach)
+    assert all(set(head.tolist()) == set(range(kept)) for head in found[0])
 
 
 def test_keys_and_values_count_alike_whatever_their_size():
@@ -126,14 +139,14 @@ def test_with_heights_and_a_long_reach_only_the_order_of_groups_changes(data):
 
 @pytest.mark.parametrize("reach", [0, 1, 5])
 def test_tokens_look_at_the_groups_of_their_height_and_some_more(reach):
-    tokens, kept = 3 * MERGING_BLOCK, 40
+    tokens, kept = 3 * SEARCH_BLOCK, 40
     key, value, count = drawn(4, 1, 1, tokens)
     heights = torch.linspace(0, 1, tokens)
     found = nearest_groups(key, value, count, kept, heights=heights, reach=reach)[0, 0]
     levels = heights[spaced_by_height(heights, kept)]
-    looked = 0
-    for start in range(0, tokens, MERGING_BLOCK):
-        block = slice(start, start + MERGING_BLOCK)
+    looked, seeds = 0, set(spaced_by_height(heights, kept))
+    others = torch.tensor([token for token in range(tokens) if token not in seeds])
+    for block in others.split(SEARCH_BLOCK):
         inside = torch.nonzero((levels >= heights[block].min()) & (levels <= heights[block].max()))[:, 0]
         low, high = int(inside[0]) - reach, int(inside[-1]) + reach
         assert found[block].min() >= low
@@ -143,8 +156,8 @@ def test_tokens_look_at_the_groups_of_their_height_and_some_more(reach):
 
 
 def test_a_block_between_two_groups_joins_one_of_them():
-    key, value, count = drawn(6, 1, 1, 2 * MERGING_BLOCK)
-    heights = torch.linspace(0, 1, 2 * MERGING_BLOCK).sqrt()
+    key, value, count = drawn(6, 1, 1, 2 * SEARCH_BLOCK)
+    heights = torch.linspace(0, 1, 2 * SEARCH_BLOCK).sqrt()
     found = nearest_groups(key, value, count, 1, heights=heights)
     assert not found.any()
 

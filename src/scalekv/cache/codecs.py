@@ -34,23 +34,54 @@ _FP8 = torch.float8_e4m3fn
 
 
 @lru_cache(maxsize=16)
-def rotation(head_dim: int, device: torch.device) -> Tensor:
-    """The turn of a coded vector, ``(head_dim, head_dim)`` of -1, 0 and 1: Hadamard blocks with signs by channel.
-
-    Blocks are as wide as the largest power of two that divides ``head_dim``. Kept for the process, as weights are.
-    """
-    width = rotation_width(head_dim)
+def hadamard(width: int, device: torch.device) -> Tensor:
+    """The Hadamard matrix of a power of two, ``(width, width)`` of -1 and 1. Kept for the process, as weights are."""
     block = torch.ones(1, 1)
     while len(block) < width:
         block = torch.cat([torch.cat([block, block], 1), torch.cat([block, -block], 1)])
-    signs = torch.randint(0, 2, (head_dim,), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
-    turn: Tensor = torch.block_diag(*[block] * (head_dim // width))
-    return (turn * signs).to(device)
+    return block.to(device)
+
+
+@lru_cache(maxsize=16)
+def signs(head_dim: int, device: torch.device) -> Tensor:
+    """The signs that channels get before they are mixed, ``(head_dim,)`` of -1 and 1. Kept for the process."""
+    drawn = torch.randint(0, 2, (head_dim,), generator=torch.Generator().manual_seed(0))
+    return (drawn * 2.0 - 1).to(device)
+
+
+def kept_matrices(head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What turning vectors of ``head_dim`` keeps for the process."""
+    return hadamard(_multiplied(head_dim, device), device), signs(head_dim, device)
 
 
 def rotation_width(head_dim: int) -> int:
     """Channels that are mixed with each other."""
     return head_dim & -head_dim
+
+
+def _multiplied(head_dim: int, device: torch.device) -> int:
+    """Channels that a product with a matrix mixes. On a CPU a small one and sums take half the time of a large one."""
+    return rotation_width(head_dim) if device.type == "cuda" else min(32, rotation_width(head_dim))
+
+
+def mixed(numbers: Tensor) -> Tensor:
+    """The product of blocks of channels with a Hadamard matrix, blocks as wide as :func:`rotation_width` says.
+
+    Args:
+        numbers: ``(..., head_dim)`` float32, contiguous, whole and below ``2**24`` when added up.
+
+    Returns:
+        The same shape.
+    """
+    head_dim = numbers.shape[-1]
+    done = _multiplied(head_dim, numbers.device)
+    found = torch.matmul(numbers.view(-1, done), hadamard(done, numbers.device)).view(numbers.shape)
+    while done < rotation_width(head_dim):
+        first, second = found.view(-1, 2, done).unbind(1)
+        first.add_(second)
+        torch.sub(first, second, alpha=2, out=second)
+        done *= 2
+    return found
 
 
 def encode(codec: VectorCodec, source: Tensor, out: Tensor) -> None:
@@ -88,9 +119,8 @@ def decode(codec: VectorCodec, packed: Tensor, out: Tensor) -> None:
 
 def _encode_integers(codec: VectorCodec, source: Tensor, out: Tensor) -> None:
     head_dim, levels = source.shape[-1], 2**codec.bits - 1
-    largest = _largest(source)
+    turned, largest = _turned(source)
     unit = largest / (FIXED * math.sqrt(rotation_width(head_dim)))
-    turned = _turned(source, largest)
     low, high = turned.amin(-1, keepdim=True), turned.amax(-1, keepdim=True)
     margin = (high - low) * ((1 - TRIMMED.get(codec.bits, 1.0)) / 2)
     low, high = low + margin, high - margin
@@ -99,24 +129,31 @@ def _encode_integers(codec: VectorCodec, source: Tensor, out: Tensor) -> None:
     scale = _above((high - low) * unit / levels)
     turned.sub_(low).mul_(_over(unit, scale)).round_().clamp_(0, levels)
     out[..., : codec.header] = torch.cat([scale, minimum], -1).bfloat16().view(torch.uint8)
-    _pack(codec.bits, turned.to(torch.uint8), out[..., codec.header :])
+    _pack(codec.bits, _as_bytes(codec.bits, turned), out[..., codec.header :])
 
 
-def _turned(source: Tensor, largest: Tensor) -> Tensor:
-    """Vectors as whole numbers up to ``FIXED``, turned."""
-    whole = source.float() * _over(torch.full_like(largest, FIXED), largest)
-    return whole.round_() @ rotation(source.shape[-1], source.device).mT
+def _turned(source: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors as whole numbers up to ``FIXED``, turned, and their largest magnitudes, ``(..., 1)``."""
+    numbers = source.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    largest = _largest(numbers)
+    numbers.mul_(_over(torch.full_like(largest, FIXED), largest)).round_()
+    return mixed(numbers.mul_(signs(source.shape[-1], source.device))), largest
+
+
+def _as_bytes(bits: int, whole: Tensor) -> Tensor:
+    """Whole numbers as uint8. By way of signed integers, which CPU loops turn float32 to several times quicker."""
+    return whole.to(torch.int16).to(torch.uint8) if bits == 8 else whole.to(torch.int8).view(torch.uint8)
 
 
 def _decode_integers(codec: VectorCodec, packed: Tensor, head_dim: int) -> Tensor:
-    width, turn = rotation_width(head_dim), rotation(head_dim, packed.device)
+    width, turns = rotation_width(head_dim), signs(head_dim, packed.device)
     scale, minimum = _header(packed, codec.header).unbind(-1)
     codes = torch.empty((*packed.shape[:-1], head_dim), dtype=torch.float32, device=packed.device)
     _unpack(codec.bits, packed[..., codec.header :], codes)
-    numbers = codes @ turn
+    numbers = mixed(codes).mul_(turns)
     numbers *= (scale / math.sqrt(width))[..., None]
     firsts = numbers[..., ::width]
-    firsts += (minimum * math.sqrt(width))[..., None] * turn.diagonal()[::width]
+    firsts += (minimum * math.sqrt(width))[..., None] * turns[::width]
     return numbers
 
 
@@ -132,8 +169,12 @@ def _decode_fp8(packed: Tensor) -> Tensor:
 
 
 def _header(packed: Tensor, size: int) -> Tensor:
-    # A copy: one vector of an odd number of bytes counts as contiguous, and cannot be viewed.
-    return packed[..., :size].clone(memory_format=torch.contiguous_format).view(torch.bfloat16).float()
+    return _copied(packed[..., :size]).view(torch.bfloat16).float()
+
+
+def _copied(packed: Tensor) -> Tensor:
+    """A contiguous copy: one vector of an odd number of bytes counts as contiguous, and cannot be viewed."""
+    return packed.clone(memory_format=torch.contiguous_format)
 
 
 def _largest(source: Tensor) -> Tensor:
@@ -168,9 +209,12 @@ def _pack(bits: int, codes: Tensor, out: Tensor) -> None:
         first, second = codes.chunk(2, -1)
         torch.bitwise_or(first, second << 4, out=out)
     else:
-        *quarters, last = codes.chunk(4, -1)
-        for place, (quarter, target) in enumerate(zip(quarters, out.chunk(3, -1), strict=True)):
-            torch.bitwise_or(quarter, (last >> (2 * place)) << 6, out=target)
+        *quarters, last = _in_words(codes, 4)
+        packed = torch.empty((*codes.shape[:-1], 3 * codes.shape[-1] // 4), dtype=torch.uint8, device=codes.device)
+        upper = _repeated(0b11000000, last.dtype)
+        for place, (quarter, target) in enumerate(zip(quarters, _in_words(packed, 3), strict=True)):
+            torch.bitwise_or(quarter, (last << (6 - 2 * place)) & upper, out=target)
+        out.copy_(packed)
 
 
 def _unpack(bits: int, packed: Tensor, out: Tensor) -> None:
@@ -182,12 +226,31 @@ def _unpack(bits: int, packed: Tensor, out: Tensor) -> None:
         first.copy_(packed & 15)
         second.copy_(packed >> 4)
     else:
-        *quarters, last = out.chunk(4, -1)
-        upper = torch.zeros_like(packed[..., : last.shape[-1]])
-        for place, (quarter, source) in enumerate(zip(quarters, packed.chunk(3, -1), strict=True)):
-            quarter.copy_(source & 63)
-            upper |= (source >> 6) << (2 * place)
-        last.copy_(upper)
+        codes = torch.empty(out.shape, dtype=torch.uint8, device=out.device)
+        *quarters, last = _in_words(codes, 4)
+        last.zero_()
+        for place, (quarter, source) in enumerate(zip(quarters, _in_words(_copied(packed), 3), strict=True)):
+            torch.bitwise_and(source, _repeated(0b00111111, source.dtype), out=quarter)
+            last |= (source >> (6 - 2 * place)) & _repeated(0b11 << (2 * place), source.dtype)
+        out.copy_(codes)
+
+
+def _in_words(channels: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """Equal parts of the channels, bytes as the widest integers that divide a part: fewer elements, fewer instructions.
+
+    Args:
+        channels: ``(..., channels)`` uint8, contiguous.
+        parts: how many.
+    """
+    size = channels.shape[-1] // parts
+    kinds = (torch.int64, torch.int32, torch.int16)
+    word = next((kind for kind in kinds if size % kind.itemsize == 0), torch.uint8)
+    return channels.view(-1, parts, size).view(word).unbind(1)
+
+
+def _repeated(byte: int, word: torch.dtype) -> int:
+    """The number of dtype ``word`` all bytes of which are this one."""
+    return int.from_bytes(bytes([byte]) * word.itemsize, "little", signed=word.is_signed)
 
 
 def blocks(tokens: int, step: int) -> Iterator[slice]:

@@ -92,7 +92,7 @@ class Merger:
         rows, heads, kept, head_dim = means.shape
         each = codec.encoding_bytes(head_dim, self.dtype.itemsize)
         for some in blocks(kept, block_tokens(rows * heads, each, self.plan.strict)):
-            encode(codec, means[:, :, some].to(self.dtype), out[:, :, some])
+            encode(codec, means[:, :, some].to(self.dtype) if codec.exact else means[:, :, some], out[:, :, some])
 
     def _groups(self, view: SelectionView) -> Tensor:
         """The policy's groups of candidates; everyone its own where there is room for all."""

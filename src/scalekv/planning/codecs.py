@@ -16,7 +16,7 @@ HEADER_BYTES = 4
 """Scale and minimum of a vector of integers, in bfloat16: its range is that of float32, and its rounding adds nothing
 to the error, because codes are chosen for the rounded scale and minimum."""
 
-CODING_LIMIT = 2 * 2**20
+CODING_LIMIT = 4 * 2**20
 """Tokens are coded together as long as their scratch stays under this many bytes; one token of all heads always is."""
 
 STRICT_CODING_LIMIT = 2**18

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 COUNT_BYTES = 4
 """Of the number of tokens that one token stands for, in one head and row."""
 
-MERGING_BLOCK = 256
-"""Candidates that are widened to float32 together."""
+MERGING_BLOCK = 1024
+"""Candidates that are added to the means of their groups together."""
+
+SEARCH_BLOCK = 64
+"""Candidates of like height that look for their nearest centre together."""
 
 MERGING_LIMIT = 64 * 2**20
 """Rows are merged together as long as their scratch stays under this many bytes; one row always is."""
@@ -42,10 +45,11 @@ def merging_scratch(plan: CachePlan, group: HeadGroup, segment: int, rows: int) 
 def _row_bytes(plan: CachePlan, group: HeadGroup, segment: int) -> int:
     """Groups of all candidates, the features of all means, those of a block with their distances, and what is coded."""
     geometry, candidates, kept = plan.geometry, plan.candidates(group, segment), plan.carried(group, segment)
-    block = min(MERGING_BLOCK, candidates)
+    searching, adding = min(SEARCH_BLOCK, candidates), min(MERGING_BLOCK, candidates)
     indices = 2 * _INDEX_BYTES * candidates
     means = 4 * 2 * _FLOAT_BYTES * geometry.head_dim * kept
-    widened = 3 * 2 * _FLOAT_BYTES * geometry.head_dim * block + 2 * _FLOAT_BYTES * kept * block
+    features = 2 * 2 * _FLOAT_BYTES * geometry.head_dim * searching
+    widened = max(features + 2 * _FLOAT_BYTES * kept * searching, 2 * _FLOAT_BYTES * geometry.head_dim * adding)
     coding = 0
     if plan.holds_coded(group, segment + 1):
         halves = group.halves_at(segment + 1)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from scalekv.planning.token_merging import MERGING_BLOCK
+from scalekv.planning.token_merging import MERGING_BLOCK, SEARCH_BLOCK
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from scalekv.planning import Schedule, Segment
 
 _LEAST = 1e-12
+
+_NEAR = 2**20
+"""Bytes in the cache of a core: sums within these are several times quicker."""
 
 
 def nearest_groups(
@@ -24,12 +27,12 @@ def nearest_groups(
     heights: Tensor | None = None,
     reach: int = 0,
 ) -> Tensor:
-    """Groups around ``kept`` evenly spaced tokens: everyone joins the nearest.
+    """Groups around ``kept`` evenly spaced tokens: all others join the nearest.
 
     Near in key and value together, each over its own spread (that of the evenly spaced ones), in Euclid's sense, ties
     to the earlier group. Float32, a block of tokens at a time. With ``heights`` groups are in the order of the heights
     of their first tokens, and the tokens of a block look only at the groups as high in the picture as they are, and
-    ``reach`` more to either side.
+    ``reach`` more to either side. Without ``rounds`` no group is empty.
 
     Args:
         key: ``(rows, heads, tokens, head_dim)``.
@@ -45,25 +48,28 @@ def nearest_groups(
     """
     import torch
 
-    pair, positions = (key, value), _spaced(key.shape[2], kept)
-    blocks = [(places, slice(0, kept)) for places in torch.arange(key.shape[2]).split(MERGING_BLOCK)]
+    pair, (rows, heads, tokens, _) = (key, value), key.shape
+    positions = _spaced(tokens, kept)
     if heights is not None:
-        levels, order = heights[positions].sort(stable=True)
-        positions, blocks = positions[order], _windows(heights, levels, reach)
-    positions, blocks = positions.to(key.device), [(places.to(key.device), window) for places, window in blocks]
-    centres = torch.empty((*key.shape[:2], kept, 2 * key.shape[-1]), device=key.device)
+        positions = positions[heights[positions].sort(stable=True)[1]]
+    levels = None if heights is None else heights[positions]
+    others = torch.ones(tokens, dtype=torch.bool).index_fill_(0, positions, False).nonzero()[:, 0]
+    positions = positions.to(key.device)
+    centres = torch.empty((rows, heads, kept, 2 * key.shape[-1]), device=key.device)
     spreads = []
     for vectors, seeds in zip(pair, centres.chunk(2, -1), strict=True):
         seeds.copy_(vectors.index_select(2, positions))
         spreads.append(_spread(seeds))
         seeds.div_(spreads[-1])
-    groups = _nearest(pair, centres, spreads, blocks)
+    groups = torch.empty((rows, heads, tokens), dtype=torch.int64, device=key.device)
+    groups.index_copy_(2, positions, torch.arange(kept, device=key.device).expand(rows, heads, -1))
+    _join(groups, pair, centres, spreads, _blocks(others, heights, levels, kept, reach))
     for _ in range(rounds):
         sums = torch.zeros(centres.shape[:3], device=key.device).scatter_add_(2, groups, count)
         parts = zip(pair, spreads, strict=True)
         means = torch.cat([group_means(one, count, groups, sums) / spread for one, spread in parts], dim=-1)
         centres = torch.where(sums[..., None] > 0, means, centres)
-        groups = _nearest(pair, centres, spreads, blocks)
+        _join(groups, pair, centres, spreads, _blocks(torch.arange(tokens), heights, levels, kept, reach))
     return groups
 
 
@@ -105,19 +111,23 @@ def _spaced(tokens: int, kept: int) -> Tensor:
     return torch.arange(kept) * (tokens - 1) // max(1, kept - 1)
 
 
-def _windows(heights: Tensor, levels: Tensor, reach: int) -> list[tuple[Tensor, slice]]:
-    """Blocks of tokens of like height, and the groups, of ascending ``levels``, that each looks at."""
+def _blocks(
+    places: Tensor, heights: Tensor | None, levels: Tensor | None, kept: int, reach: int
+) -> list[tuple[Tensor, slice]]:
+    """Blocks of the tokens at ``places``, and the groups, of ascending ``levels``, that each looks at."""
     import torch
 
-    ascending, sequence = heights.sort(stable=True)
-    blocks = ascending.split(MERGING_BLOCK)
-    first = torch.searchsorted(levels, torch.stack([block[0] for block in blocks])) - reach
-    last = torch.searchsorted(levels, torch.stack([block[-1] for block in blocks]), right=True) + reach
-    kept = len(levels)
+    if heights is None or levels is None:
+        return [(block, slice(0, kept)) for block in places.split(SEARCH_BLOCK)]
+    ascending, sequence = heights[places].sort(stable=True)
+    blocks = ascending.split(SEARCH_BLOCK) if len(places) else ()
+    ends = torch.tensor([[block[0], block[-1]] for block in blocks]).view(-1, 2).mT
+    first = torch.searchsorted(levels, ends[0].contiguous()) - reach
+    last = torch.searchsorted(levels, ends[1].contiguous(), right=True) + reach
     # A block between two levels would see no group at all without a reach.
-    ends = zip(first.clamp(0, kept - 1).tolist(), last.clamp(1, kept).tolist(), strict=True)
-    windows = [slice(start, max(start + 1, stop)) for start, stop in ends]
-    return list(zip(sequence.split(MERGING_BLOCK), windows, strict=True))
+    limits = zip(first.clamp(0, kept - 1).tolist(), last.clamp(1, kept).tolist(), strict=True)
+    windows = [slice(start, max(start + 1, stop)) for start, stop in limits]
+    return list(zip(places[sequence].split(SEARCH_BLOCK), windows, strict=True)) if windows else []
 
 
 def _spread(vectors: Tensor) -> Tensor:
@@ -129,24 +139,27 @@ def _spread(vectors: Tensor) -> Tensor:
     return spread
 
 
-def _nearest(
-    pair: tuple[Tensor, Tensor], centres: Tensor, spreads: Sequence[Tensor], blocks: Sequence[tuple[Tensor, slice]]
-) -> Tensor:
-    """The nearest centre of every token among those of its block's window, ``(rows, heads, tokens)``."""
+def _join(
+    groups: Tensor,
+    pair: tuple[Tensor, Tensor],
+    centres: Tensor,
+    spreads: Sequence[Tensor],
+    blocks: Sequence[tuple[Tensor, slice]],
+) -> None:
+    """Write into ``groups``, ``(rows, heads, tokens)``, the nearest centre among those of a token's window."""
     import torch
 
-    key, _ = pair
-    groups = torch.empty(key.shape[:3], dtype=torch.int64, device=key.device)
+    rows, heads, _ = groups.shape
     lengths = centres.norm(dim=-1)[:, :, None].square_().div_(-2).flatten(0, 1)
-    widest = max(len(places) for places, _ in blocks)
-    room = torch.empty((*key.shape[:2], widest, centres.shape[-1]), device=key.device)
-    for places, window in blocks:
-        features = room[:, :, : len(places)]
+    centres = centres.flatten(0, 1)
+    widest = max((len(places) for places, _ in blocks), default=0)
+    room = torch.empty((rows, heads, widest, centres.shape[-1]), device=groups.device)
+    for block, window in blocks:
+        features, places = room[:, :, : len(block)], block.to(groups.device)
         for vectors, spread, part in zip(pair, spreads, features.chunk(2, -1), strict=True):
             torch.div(vectors.index_select(2, places), spread, out=part)
-        near = torch.baddbmm(lengths[..., window], features.flatten(0, 1), centres[:, :, window].flatten(0, 1).mT)
-        groups.index_copy_(2, places, near.argmax(-1).unflatten(0, key.shape[:2]).add_(window.start))
-    return groups
+        near = torch.baddbmm(lengths[..., window], features.flatten(0, 1), centres[:, window].mT)
+        groups.index_copy_(2, places, near.argmax(-1).unflatten(0, (rows, heads)).add_(window.start))
 
 
 def group_means(source: Tensor, count: Tensor, groups: Tensor, sums: Tensor) -> Tensor:
@@ -164,22 +177,35 @@ def group_means(source: Tensor, count: Tensor, groups: Tensor, sums: Tensor) -> 
     import torch
 
     means = torch.zeros((*sums.shape, source.shape[-1]), device=source.device)
-    for start in range(0, source.shape[2], MERGING_BLOCK):
-        block = slice(start, start + MERGING_BLOCK)
-        weighted = source[:, :, block].float() * count[:, :, block, None]
-        _add_to_groups(means, groups[:, :, block], weighted)
+    for block in _blocks_of_means(means, source.shape[2]):
+        weighted = source[block].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        weighted.mul_(count[block][..., None])
+        _add_to_groups(means[block[:2]], groups[block], weighted)
     return means.div_(sums.clamp(min=1)[..., None])
 
 
+def _blocks_of_means(means: Tensor, tokens: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Rows, heads and tokens that are added together; on a CPU those whose means fit into the cache of a core."""
+    rows, heads, kept, channels = means.shape
+    some_rows, some_heads = rows, heads
+    if not means.is_cuda:
+        vectors = max(1, _NEAR // (4 * kept * channels))
+        some_rows, some_heads = max(1, vectors // heads), min(heads, vectors)
+    for row in range(0, rows, some_rows):
+        for head in range(0, heads, some_heads):
+            for token in range(0, tokens, MERGING_BLOCK):
+                yield slice(row, row + some_rows), slice(head, head + some_heads), slice(token, token + MERGING_BLOCK)
+
+
 def _add_to_groups(means: Tensor, groups: Tensor, weighted: Tensor) -> None:
-    """Add ``(rows, heads, tokens, channels)`` to their groups of ``(rows, heads, kept, channels)``."""
+    """Add ``(rows, heads, tokens, channels)`` to their groups of ``(rows, heads, kept, channels)``, in their order."""
     import torch
 
-    if not means.is_cuda:
-        means.scatter_add_(2, groups[..., None].expand_as(weighted), weighted)
-        return
-    # There scatter_add_ adds in any order; this sorts by group first, so that the same run gives the same bits.
     rows, heads, kept, channels = means.shape
     first = torch.arange(0, rows * heads * kept, kept, device=means.device).view(rows, heads, 1)
-    flat = (groups + first).flatten()
-    means.view(-1, channels).index_put_((flat,), weighted.reshape(-1, channels), accumulate=True)
+    flat, vectors = (groups + first).flatten(), weighted.view(-1, channels)
+    if means.is_cuda:
+        # There index_add_ adds in any order; this sorts by group first, so that the same run gives the same bits.
+        means.view(-1, channels).index_put_((flat,), vectors, accumulate=True)
+    else:
+        means.view(-1, channels).index_add_(0, flat, vectors)
