@@ -1,4 +1,4 @@
-"""Whole generations of a small random Infinity at 0.25M and 1M pixels: full cache against ScaleKV at 10 %.
+"""Whole generations of a small random Infinity at 0.25M and 1M pixels: full cache against two methods at 10 %.
 
 Seconds are taken in turn within one process; peak resident memory, above that of the loaded model, comes from a fresh
 process per run (Linux). The decoder is left out (latents only), so that memory is the transformer's and the cache's.
@@ -15,16 +15,20 @@ import sys
 from pathlib import Path
 
 import torch
-from common import arguments, interleaved, show, spread, write
+from common import arguments, interleaved, random_profile, show, spread, write
 
-from scalekv import CacheReport, Full, InfinityPipeline, Policy, Profile, ScaleKV
+from scalekv import Bytewise, CacheReport, Full, InfinityPipeline, Policy, Profile, ScaleKV
 from scalekv.models.infinity import BSQAutoencoder, InfinityScheduler, InfinityTransformer
 from scalekv.planning import format_bytes
 
 CLEAR = Path("/proc/self/clear_refs")
 DEPTH, WIDTH, HEADS = 16, 512, 8
 SIZES = ("0.25M", "1M")
-POLICIES: dict[str, Policy] = {"full": Full(), "scalekv 10%": ScaleKV(budget="10%")}
+POLICIES: dict[str, Policy] = {
+    "full": Full(),
+    "scalekv 10%": ScaleKV(budget="10%"),
+    "bytewise 10%": Bytewise(budget="10%"),
+}
 
 
 def pipeline(device: str) -> InfinityPipeline:
@@ -46,11 +50,14 @@ def pipeline(device: str) -> InfinityPipeline:
     return made.to(device)
 
 
-def draw(pipe: InfinityPipeline, size: str, policy: Policy, device: str) -> CacheReport:
-    """One picture's latents; returns the cache report."""
+def drawn_profile(pipe: InfinityPipeline, size: str) -> Profile:
+    """Random tables, so that heads differ as they do in a model; the first layer is the drafter."""
     schedule = pipe.scheduler.resolve(size=size).schedule
-    roles = dict.fromkeys(range(1, len(schedule)), (0,))
-    profile = Profile("benchmark", DEPTH, HEADS, schedule, roles=roles)
+    return random_profile(pipe.cache_geometry(schedule), roles=dict.fromkeys(range(1, len(schedule)), (0,)))
+
+
+def draw(pipe: InfinityPipeline, size: str, policy: Policy, profile: Profile, device: str) -> CacheReport:
+    """One picture's latents; returns the cache report."""
     features = [torch.randn(12, 128, generator=torch.Generator().manual_seed(1)).to(device)]
     generator = torch.Generator().manual_seed(0)
     return pipe(
@@ -69,10 +76,11 @@ def peak_of_fresh_process(size: str, name: str, threads: int) -> tuple[int, dict
 def alone(size: str, name: str) -> None:
     """Draw once on the CPU and print by how much the resident memory of this process rose at most."""
     pipe = pipeline("cpu")
+    profile = drawn_profile(pipe, size)
     gc.collect()
     before = resident("VmRSS")
     CLEAR.write_text("5")  # resets the kernel's high-water mark
-    report = draw(pipe, size, POLICIES[name], "cpu")
+    report = draw(pipe, size, POLICIES[name], profile, "cpu")
     print(json.dumps({"peak": resident("VmHWM") - before, "cache": report.to_dict()}))
 
 
@@ -94,8 +102,9 @@ def main() -> None:
         return
     pipe, rows, figures = pipeline(options.device), [], {}
     for size in options.sizes:
+        profile = drawn_profile(pipe, size)
         works = {
-            name: lambda size=size, policy=policy: draw(pipe, size, policy, options.device)
+            name: lambda size=size, policy=policy, profile=profile: draw(pipe, size, policy, profile, options.device)
             for name, policy in POLICIES.items()
         }
         times = interleaved(works, options.repeats, options.device)

@@ -157,7 +157,7 @@ def _join(
     for block, window in blocks:
         features, places = room[:, :, : len(block)], block.to(groups.device)
         for vectors, spread, part in zip(pair, spreads, features.chunk(2, -1), strict=True):
-            torch.div(vectors.index_select(2, places), spread, out=part)
+            part.copy_(vectors.index_select(2, places)).div_(spread)
         near = torch.baddbmm(lengths[..., window], features.flatten(0, 1), centres[:, window].mT)
         groups.index_copy_(2, places, near.argmax(-1).unflatten(0, (rows, heads)).add_(window.start))
 
