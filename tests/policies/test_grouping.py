@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalekv.planning import Schedule
-from scalekv.planning.token_merging import SEARCH_BLOCK
+from scalekv.planning.token_merging import MERGING_BLOCK, SEARCH_BLOCK
+from scalekv.policies import grouping
 from scalekv.policies.grouping import candidate_heights, group_means, nearest_groups
 
 
@@ -181,8 +182,12 @@ def test_the_first_token_is_the_first_group_for_ever(history, kept):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("tokens", [5, 300])
-def test_means_are_those_of_a_loop(tokens, dtype):
+@pytest.mark.parametrize("near", [1, 30_000, 2**20])
+@pytest.mark.parametrize("tokens", [5, 1100])
+def test_means_are_those_of_a_loop(tokens, near, dtype, monkeypatch):
+    """One head at a time, some heads, or all at once; in one block of tokens or two."""
+    assert 5 < MERGING_BLOCK < 1100
+    monkeypatch.setattr(grouping, "_NEAR", near)
     kept = tokens // 2 + 1
     source, _, count = drawn(5, 2, 3, tokens)
     source = source.to(dtype)
