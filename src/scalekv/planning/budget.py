@@ -59,6 +59,8 @@ class Budget:
         if isinstance(text, float):
             return cls(fraction=text)
         words = str(text).strip()
+        if re.fullmatch("0+", words):
+            raise BudgetError(f"The budget {text!r} is nothing; {_FORMS}.")
         number = r"([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)"
         if match := re.fullmatch(number + r"\s*%", words):
             return cls(fraction=float(match[1]) / 100)
