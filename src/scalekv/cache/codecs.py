@@ -127,7 +127,9 @@ def _encode_integers(codec: VectorCodec, source: Tensor, out: Tensor) -> None:
     minimum = _below(low * unit)
     low = _over(minimum, unit)
     scale = _above((high - low) * unit / levels)
-    turned.sub_(low).mul_(_over(unit, scale)).round_().clamp_(0, levels)
+    turned.sub_(low).mul_(_over(unit, scale)).round_()
+    if codec.bits in TRIMMED:
+        turned.clamp_(0, levels)
     out[..., : codec.header] = torch.cat([scale, minimum], -1).bfloat16().view(torch.uint8)
     _pack(codec.bits, _as_bytes(codec.bits, turned), out[..., codec.header :])
 

@@ -14,7 +14,7 @@ from scalekv.planning import CachePlan, Segment, VectorCodec
 from scalekv.planning.codecs import block_tokens
 from scalekv.planning.token_merging import merged_rows, merging_scratch
 from scalekv.policies import Policy, SelectionView
-from scalekv.policies.grouping import group_means
+from scalekv.policies.grouping import means_by_part
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ class Merger:
                 groups = self._groups(view)
                 fresh.count[block] = torch.zeros_like(fresh.count[block]).scatter_add_(2, groups, count)
                 for source, out, codec in zip((view.key, view.value), (fresh.key, fresh.value), codecs, strict=True):
-                    means = group_means(source, count, groups, fresh.count[block])
-                    if codec is None:
-                        out[block] = means
-                    else:
-                        self._encode(codec, means, out[block])
+                    for part, means in means_by_part(source, count, groups, fresh.count[block]):
+                        self._write(codec, means, out[block][part])
 
-    def _encode(self, codec: VectorCodec, means: Tensor, out: Tensor) -> None:
+    def _write(self, codec: VectorCodec | None, means: Tensor, out: Tensor) -> None:
+        if codec is None:
+            out.copy_(means)
+            return
         rows, heads, kept, head_dim = means.shape
         each = codec.encoding_bytes(head_dim, self.dtype.itemsize)
         for some in blocks(kept, block_tokens(rows * heads, each, self.plan.strict)):

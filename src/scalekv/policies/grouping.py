@@ -159,7 +159,9 @@ def _join(
         for vectors, spread, part in zip(pair, spreads, features.chunk(2, -1), strict=True):
             part.copy_(vectors.index_select(2, places)).div_(spread)
         near = torch.baddbmm(lengths[..., window], features.flatten(0, 1), centres[:, window].mT)
-        groups.index_copy_(2, places, near.argmax(-1).unflatten(0, (rows, heads)).add_(window.start))
+        # As argmax, in half the time on a CPU.
+        nearest = near.max(-1).indices
+        groups.index_copy_(2, places, nearest.unflatten(0, (rows, heads)).add_(window.start))
 
 
 def group_means(source: Tensor, count: Tensor, groups: Tensor, sums: Tensor) -> Tensor:
@@ -176,25 +178,43 @@ def group_means(source: Tensor, count: Tensor, groups: Tensor, sums: Tensor) -> 
     """
     import torch
 
-    means = torch.zeros((*sums.shape, source.shape[-1]), device=source.device)
-    for block in _blocks_of_means(means, source.shape[2]):
-        weighted = source[block].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        weighted.mul_(count[block][..., None])
-        _add_to_groups(means[block[:2]], groups[block], weighted)
-    return means.div_(sums.clamp(min=1)[..., None])
+    means = torch.empty((*sums.shape, source.shape[-1]), device=source.device)
+    for part, some in means_by_part(source, count, groups, sums):
+        means[part] = some
+    return means
 
 
-def _blocks_of_means(means: Tensor, tokens: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Rows, heads and tokens that are added together; on a CPU those whose means fit into the cache of a core."""
-    rows, heads, kept, channels = means.shape
+def means_by_part(
+    source: Tensor, count: Tensor, groups: Tensor, sums: Tensor
+) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+    """What :func:`group_means` gives, some rows and heads at a time; on a CPU as many as fit into the cache of a core.
+
+    Yields:
+        The rows and heads, and their means.
+    """
+    import torch
+
+    channels, tokens = source.shape[-1], source.shape[2]
+    for part in _parts(sums, channels):
+        means = torch.zeros((*sums[part].shape, channels), device=source.device)
+        for start in range(0, tokens, MERGING_BLOCK):
+            block = (*part, slice(start, start + MERGING_BLOCK))
+            weighted = source[block].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            weighted.mul_(count[block][..., None])
+            _add_to_groups(means, groups[block], weighted)
+        yield part, means.div_(sums[part].clamp(min=1)[..., None])
+
+
+def _parts(sums: Tensor, channels: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and heads whose means are found together."""
+    rows, heads, kept = sums.shape
     some_rows, some_heads = rows, heads
-    if not means.is_cuda:
+    if not sums.is_cuda:
         vectors = max(1, _NEAR // (4 * kept * channels))
         some_rows, some_heads = max(1, vectors // heads), min(heads, vectors)
     for row in range(0, rows, some_rows):
         for head in range(0, heads, some_heads):
-            for token in range(0, tokens, MERGING_BLOCK):
-                yield slice(row, row + some_rows), slice(head, head + some_heads), slice(token, token + MERGING_BLOCK)
+            yield slice(row, row + some_rows), slice(head, head + some_heads)
 
 
 def _add_to_groups(means: Tensor, groups: Tensor, weighted: Tensor) -> None:
