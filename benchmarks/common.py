@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 import scalekv
 from scalekv import CacheGeometry, CachePlan, KVCache, Profile
@@ -58,11 +59,24 @@ def clock(device: str) -> float:
 
 
 class TimedCache(KVCache):
-    """A cache that also adds up the seconds of selection (judging candidates, copying survivors, encoding them) and of
-    decoding."""
+    """A cache that also adds up the seconds of selection (judging candidates, copying survivors, encoding them), of
+    decoding, and of everything together that happens between queries, keys and values and the output of attention."""
 
     selection = 0.0
     decoding = 0.0
+    attending = 0.0
+
+    @property
+    def bookkeeping(self) -> float:
+        """Seconds of selection and of decoding."""
+        return self.selection + self.decoding
+
+    def attend(self, *given: Any, **more: Any) -> Tensor:
+        """As the cache does, timed."""
+        start = clock(str(self.device))
+        result = super().attend(*given, **more)
+        self.attending += clock(str(self.device)) - start
+        return result
 
     def _timed(self, work: Callable[..., Any], *given: Any) -> Any:
         start, before = clock(str(self.device)), self.selection

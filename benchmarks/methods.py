@@ -17,9 +17,9 @@ from attention import DTYPES, HEAD_DIM, HEADS, LAYERS, make_inputs
 from common import TimedCache, arguments, interleaved, random_profile, show, single_layer, spread, write
 from torch import Tensor
 
-from scalekv import CacheGeometry, CachePlan, Full, Policy, Profile, make_policy
+from scalekv import CacheGeometry, CachePlan, Full, Policy, Profile
 from scalekv.planning import format_bytes
-from scalekv.policies import POLICIES
+from scalekv.policies.specs import parse_specs
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Bench:
             for segment, tensors in zip(self.plan.geometry.schedule, self.inputs, strict=True):
                 cache.begin(segment)
                 cache.attend(0, *tensors)
-        self.bookkeeping.append(cache.selection + cache.decoding)
+        self.bookkeeping.append(cache.bookkeeping)
 
 
 def middle_layer(plan: CachePlan) -> int:
@@ -53,7 +53,7 @@ def main() -> None:
     """Measure and print."""
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--budget", default="10%")
-    parser.add_argument("--policies", default=",".join(POLICIES), help="names, with commas; full is always measured")
+    parser.add_argument("--policies", default="all", help="as 'scalekv evaluate' takes them; full is always measured")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -63,11 +63,11 @@ def main() -> None:
     geometry = CacheGeometry(LAYERS, HEADS, HEAD_DIM, published.schedule, element_bytes=dtype.itemsize)
     profile, inputs = random_profile(geometry), make_inputs(geometry, dtype, options.device)
     benches = {"full": Bench(single_layer(Full().plan(geometry), 0), Full(), inputs, options.device)}
-    for name in options.policies.split(","):
-        if name != "full":
-            policy = make_policy(name, budget=options.budget)
+    for spec in parse_specs([options.policies]):
+        if spec.name != Full.name:
+            policy = spec.policy(options.budget)
             plan = policy.plan(geometry, profile)
-            benches[name] = Bench(single_layer(plan, middle_layer(plan)), policy, inputs, options.device)
+            benches[spec.label] = Bench(single_layer(plan, middle_layer(plan)), policy, inputs, options.device)
     with torch.no_grad():
         works = {name: bench.run for name, bench in benches.items()}
         times = interleaved(works, options.repeats, options.device)

@@ -244,9 +244,16 @@ def test_names_as_long_as_the_disk_takes(run: Callable, folder: Path) -> None:
     assert "File name too long; choose another --out." in result.stderr
 
 
+def heed_interrupts() -> None:
+    """What a shell starts in the background ignores interrupts, and so would everything started from there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_in_a_shell(folder: Path) -> None:
     words = [sys.executable, "-m", "scalekv", "generate", *["a"] * 40, "--seed", "1", "--aspect", "16:9"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     for line in process.stderr:
         if "aspect" in line:  # this model is square, which is said when drawing begins
             break
