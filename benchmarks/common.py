@@ -19,6 +19,9 @@ from torch import Tensor
 
 import scalekv
 from scalekv import CacheGeometry, CachePlan, KVCache, Profile
+from scalekv.cache import attention
+from scalekv.cache.stores import Store
+from scalekv.planning import Segment
 from scalekv.planning.curves import curve_ranks
 
 
@@ -60,11 +63,16 @@ def clock(device: str) -> float:
 
 class TimedCache(KVCache):
     """A cache that also adds up the seconds of selection (judging candidates, copying survivors, encoding them), of
-    decoding, and of everything together that happens between queries, keys and values and the output of attention."""
+    decoding, and of everything together that happens between queries, keys and values and the output of attention.
+
+    Where attention adds up its weights in passing, selection is what that takes more than attention alone, which is
+    done once more to know; ``measuring`` adds up the seconds of that.
+    """
 
     selection = 0.0
     decoding = 0.0
     attending = 0.0
+    measuring = 0.0
 
     @property
     def bookkeeping(self) -> float:
@@ -89,6 +97,15 @@ class TimedCache(KVCache):
         result = super()._decoded(*given)
         self.decoding += clock(str(self.device)) - start
         return result
+
+    def _read_weighing(self, layer: int, segment: Segment, store: Store, query: Tensor) -> Tensor:
+        output = self._timed(super()._read_weighing, layer, segment, store, query)
+        start = clock(str(self.device))
+        attention(query, store.key, store.value)
+        alone = clock(str(self.device)) - start
+        self.selection -= alone
+        self.measuring += alone
+        return output
 
     def _carry(self, *given: Any) -> None:
         self._timed(super()._carry, *given)
@@ -149,14 +166,14 @@ def random_profile(geometry: CacheGeometry, roles: dict[int, tuple[int, ...]] | 
     )
 
 
-def seconds(work: Callable[[], Any], device: str) -> float:
-    """Time of one call."""
+def seconds(work: Callable[[], float | None], device: str) -> float:
+    """Time of one call, less the seconds that it says measuring took."""
     start = clock(device)
-    work()
-    return clock(device) - start
+    measuring = work() or 0.0
+    return clock(device) - start - measuring
 
 
-def interleaved(works: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, list[float]]:
+def interleaved(works: dict[str, Callable[[], float | None]], repeats: int, device: str) -> dict[str, list[float]]:
     """Times of several works, taken in turn so that a busy machine disturbs all alike; one unmeasured round first."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for round_ in range(repeats + 1):

@@ -30,10 +30,11 @@ class Bench:
     plans: dict[CacheGeometry, CachePlan] = field(default_factory=dict)
     opened: list[TimedCache] = field(default_factory=list)
 
-    def run(self) -> None:
-        """Draw all."""
+    def run(self) -> float:
+        """Draw all; gives the seconds of measuring."""
         seeds = [torch.Generator().manual_seed(seed) for seed in range(len(self.prompts))]
         self.pipeline(self.prompts, kv_cache=self, generator=seeds, output_type="latent")
+        return self.opened[-1].measuring
 
     def __call__(self, geometry: CacheGeometry, *, dtype: torch.dtype, device: torch.device) -> TimedCache:
         """A fresh cache; planned once, as `scalekv evaluate` does."""

@@ -247,7 +247,8 @@ def test_h2o_of_newest_tokens_is_a_sliding_window():
     capacity = h2o.plan(GEOMETRY).layers[0][0].capacity[-1]
     expected, _ = run(SlidingWindow(budget=f"{capacity} tokens"), GEOMETRY)
     outputs, _ = run(h2o, GEOMETRY)
-    assert all(torch.equal(outputs[place], expected[place]) for place in expected)
+    for place, output in expected.items():
+        torch.testing.assert_close(outputs[place], output)  # sums that are added up in passing round otherwise
 
 
 @pytest.mark.parametrize(("capacity", "fraction", "newest"), [(7, 0.5, 4), (1, 0.5, 1), (10, 0.9, 9), (10, 0.0, 0)])

@@ -187,7 +187,7 @@ def test_the_first_token_is_the_first_group_for_ever(history, kept):
 def test_means_are_those_of_a_loop(tokens, near, dtype, monkeypatch):
     """One head at a time, some heads, or all at once; in one block of tokens or two."""
     assert 5 < MERGING_BLOCK < 1100
-    monkeypatch.setattr(grouping, "_NEAR", near)
+    monkeypatch.setattr(grouping, "NEAR_BYTES", near)
     kept = tokens // 2 + 1
     source, _, count = drawn(5, 2, 3, tokens)
     source = source.to(dtype)

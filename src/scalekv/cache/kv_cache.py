@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from scalekv.cache.attention import attention
+from scalekv.cache.attention import attention, attention_and_mass
 from scalekv.cache.codecs import carry_chosen, carry_ranges, decode_tokens
 from scalekv.cache.ledger import Ledger
 from scalekv.cache.merging import Merger
@@ -19,6 +19,7 @@ from scalekv.cache.stores import Candidates, HeadIndex, Store
 from scalekv.planning import CachePlan, HeadGroup, Segment, VectorCodec
 from scalekv.planning.coding import carrying, decoded_rows, decoding_scratch, decoding_tokens
 from scalekv.planning.token_merging import counting_scratch
+from scalekv.planning.weighing import weighing_scratch
 from scalekv.policies import Policy, SelectionView
 
 ProjectedQuery = Callable[[Tensor], Tensor]
@@ -203,13 +204,17 @@ class KVCache:
         if plan.codes(group, index):
             return self._attend_coded(layer, segment, store, query, key, value, observed)
         self._assemble(store, segment, key, value, marked=kept > 0 or judged)
-        if plan.remembers(index):
+        output = None
+        if plan.weighs(group, index):
+            output = self._read_weighing(layer, segment, store, query)
+        elif plan.remembers(index):
             self._remember(layer, segment, store, self._all(store), observed)
         chosen = self._positions(store, segment)
         if judged:
             self._choose(layer, segment, store, self._all(store), observed, chosen)
             chosen = {size: flat_positions(positions, candidates) for size, positions in chosen.items()}
-        output = self._read(layer, segment, store, query, chosen)
+        if output is None:
+            output = self._read(layer, segment, store, query, chosen)
         if not kept:
             self._drop(store)
         elif kept in chosen and kept != plan.attended(group, index):
@@ -423,6 +428,21 @@ class KVCache:
         self._keep(store, positions)
         return attention(query, store.key, store.value)
 
+    def _read_weighing(self, layer: int, segment: Segment, store: Store, query: Tensor) -> Tensor:
+        """Attention over all candidates, which add up what it pays them: in one pass on a CPU, in two on a GPU."""
+        geometry, candidates = self.plan.geometry, self._all(store)
+        heads, tokens = candidates.key.shape[1:3]
+        if query.is_cuda:
+            output = attention(query, candidates.key, candidates.value)
+        else:
+            with self.ledger.scratch(weighing_scratch(geometry, heads, segment.tokens, tokens)):
+                output, mass = attention_and_mass(query, candidates.key, candidates.value)
+            candidates.mass = self.ledger.take(mass)
+        self.watch(layer, segment, query, candidates.key, candidates.value)
+        self._remember(layer, segment, store, candidates, query)
+        self.ledger.give(candidates.mass)
+        return output
+
     def watch(self, layer: int, segment: Segment, query: Tensor, key: Tensor, value: Tensor) -> None:
         """What attention has just read; a recording cache overrides this, the plain one does nothing.
 
@@ -525,6 +545,7 @@ class KVCache:
                         window=window,
                         origin=None if origin is None else origin[block],
                         memory=None if memory is None else memory[block],
+                        mass=None if candidates.mass is None else candidates.mass[own],
                         role=store.plan.role,
                         profile=self.plan.profile,
                     ),

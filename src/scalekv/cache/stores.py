@@ -58,8 +58,12 @@ class Store:
 
 @dataclass
 class Candidates:
-    """Keys and values of some rows of one head group: kept history, then the current segment."""
+    """Keys and values of some rows of one head group: kept history, then the current segment.
+
+    ``mass`` is what all queries of the current segment pay to each, where attention has added it up.
+    """
 
     rows: slice
     key: Tensor
     value: Tensor
+    mass: Tensor | None = None

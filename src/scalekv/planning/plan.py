@@ -15,6 +15,7 @@ from scalekv.planning.coding import coded_working_bytes
 from scalekv.planning.geometry import CacheGeometry, Convention
 from scalekv.planning.profile import Profile
 from scalekv.planning.token_merging import COUNT_BYTES, merging_working_bytes
+from scalekv.planning.weighing import mass_bytes, weighing_scratch
 
 SELECTION_BYTES = 32
 """Bytes that choosing the survivors takes per candidate token of one head and one row (scores, marks, ranks)."""
@@ -401,7 +402,7 @@ class CachePlan:
         pool = 2 * half * candidates + marks
         moments = [(2 * half + mark) * held + marks, pool + half * held]
         if self.remembers(segment):
-            moments.append(pool + self.choosing_bytes(len(group.heads), candidates))
+            moments.append(pool + self._remembering_bytes(group, segment))
         if judged:
             moments.append(pool + self._judging_bytes(group, segment))
         elif 0 < kept < candidates:
@@ -411,6 +412,21 @@ class CachePlan:
     def remembers(self, segment: int) -> bool:
         """Whether candidates add to their remembered score at ``segment``."""
         return bool(self.memory_bytes) and self.observes(segment)
+
+    def weighs(self, group: HeadGroup, segment: int) -> bool:
+        """Whether candidates add what all queries of ``segment`` pay them, which attention can add up in passing."""
+        everyone = self.remembers(segment) and self.observation[segment] == self.geometry.schedule.tokens[segment]
+        return everyone and self.attended(group, segment) == self.candidates(group, segment)
+
+    def _remembering_bytes(self, group: HeadGroup, segment: int) -> int:
+        """Scratch beside the candidates while they add to their remembered score."""
+        heads, candidates = len(group.heads), self.candidates(group, segment)
+        scratch, mass = self.choosing_bytes(heads, candidates), 0
+        if self.weighs(group, segment):
+            queries = self.geometry.schedule.tokens[segment]
+            scratch = max(scratch, weighing_scratch(self.geometry, heads, queries, candidates))
+            mass = mass_bytes(self.geometry, heads, candidates)
+        return scratch + mass
 
     def _judging_bytes(self, group: HeadGroup, segment: int) -> int:
         """Scratch beside the candidates from scoring to the copied survivors."""

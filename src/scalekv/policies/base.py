@@ -49,6 +49,8 @@ class SelectionView:
             the policy remembers; else ``None``.
         count: ``(rows, heads, tokens)`` float32, for how many tokens each candidate stands, if the policy merges; else
             ``None``.
+        mass: ``(rows, heads, tokens)`` float32, the attention of all queries of the segment, summed, where the cache
+            has added it up in passing; else ``None``.
         role: the head group's, as the policy planned it.
         profile: the calibration the plan was made with.
     """
@@ -65,6 +67,7 @@ class SelectionView:
     origin: Tensor | None = None
     memory: Tensor | None = None
     count: Tensor | None = None
+    mass: Tensor | None = None
     role: str = ""
     profile: Profile | None = None
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from scalekv.planning.token_merging import MERGING_BLOCK, SEARCH_BLOCK
+from scalekv.planning.weighing import NEAR_BYTES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,9 +14,6 @@ if TYPE_CHECKING:
     from scalekv.planning import Schedule, Segment
 
 _LEAST = 1e-12
-
-_NEAR = 2**20
-"""Bytes in the cache of a core: sums within these are several times quicker."""
 
 
 def nearest_groups(
@@ -210,7 +208,7 @@ def _parts(sums: Tensor, channels: int) -> Iterator[tuple[slice, slice]]:
     rows, heads, kept = sums.shape
     some_rows, some_heads = rows, heads
     if not sums.is_cuda:
-        vectors = max(1, _NEAR // (4 * kept * channels))
+        vectors = max(1, NEAR_BYTES // (4 * kept * channels))
         some_rows, some_heads = max(1, vectors // heads), min(heads, vectors)
     for row in range(0, rows, some_rows):
         for head in range(0, heads, some_heads):

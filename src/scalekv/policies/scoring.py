@@ -45,6 +45,8 @@ def window_weights(view: SelectionView) -> Iterator[Tensor]:
 
 def window_attention(view: SelectionView) -> Tensor:
     """Softmax attention over all candidates, summed over the observation queries: ``(rows, heads, tokens)``."""
+    if view.mass is not None:
+        return view.mass
     return _summed(weights.sum(-2) for weights in window_weights(view))
 
 
