@@ -8,6 +8,7 @@ import platform
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -61,6 +62,17 @@ def clock(device: str) -> float:
     return perf_counter() if device.startswith("cuda") else process_time()
 
 
+class Timed:
+    """Stands for an object, some of whose methods are called by way of ``timed``."""
+
+    def __init__(self, inner: Any, timed: Callable[..., Any], *names: str) -> None:
+        self._inner, self._timed, self._names = inner, timed, names
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        return partial(self._timed, found) if name in self._names else found
+
+
 class TimedCache(KVCache):
     """A cache that also adds up the seconds of selection (judging candidates, copying survivors, encoding them), of
     decoding, and of everything together that happens between queries, keys and values and the output of attention.
@@ -73,6 +85,12 @@ class TimedCache(KVCache):
     decoding = 0.0
     attending = 0.0
     measuring = 0.0
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self._chooser: Any = Timed(self._chooser, self._timed, "remember", "choose")
+        self._keeper: Any = Timed(self._keeper, self._timed, "carry", "keep", "keep_sources")
+        self._merger: Any = Timed(self._merger, self._timed, "merge")
 
     @property
     def bookkeeping(self) -> float:
@@ -106,24 +124,6 @@ class TimedCache(KVCache):
         self.selection -= alone
         self.measuring += alone
         return output
-
-    def _carry(self, *given: Any) -> None:
-        self._timed(super()._carry, *given)
-
-    def _remember(self, *given: Any) -> None:
-        self._timed(super()._remember, *given)
-
-    def _choose(self, *given: Any) -> Any:
-        return self._timed(super()._choose, *given)
-
-    def _merge(self, *given: Any) -> None:
-        self._timed(super()._merge, *given)
-
-    def _keep(self, *given: Any) -> None:
-        self._timed(super()._keep, *given)
-
-    def _keep_sources(self, *given: Any) -> None:
-        self._timed(super()._keep_sources, *given)
 
 
 def selection_shares(selection: Sequence[float], taken: Sequence[float]) -> list[float]:

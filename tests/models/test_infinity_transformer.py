@@ -10,7 +10,8 @@ from models.infinity_tiny import EXTENT, FLAGS, SCHEDULE, texts, tiny_transforme
 from parity.golden import ConcatCache
 from scalekv.errors import InvalidInput
 from scalekv.models.infinity import InfinityTransformer
-from scalekv.models.infinity.transformer import feed_forward_width, guidance_layers, unconditional_rows
+from scalekv.models.infinity.blocks import feed_forward_width
+from scalekv.models.infinity.transformer import guidance_layers, unconditional_rows
 
 SIZES = [
     # name, depth, width, heads, chunks, head_dim, hidden, text-pool heads, bits, patchify, parameters

@@ -18,8 +18,7 @@ from torch import Tensor
 from parity.golden import ConcatCache, beyond, gap, golden_folder, left_out, recorded
 from parity.infinity_golden import Case, Run, case_folders, unit_files
 from scalekv.cache import KVCache
-from scalekv.models.infinity import schedules
-from scalekv.models.infinity import transformer as networks
+from scalekv.models.infinity import schedules, text_attention
 from scalekv.models.infinity.autoencoder import accumulate
 from scalekv.models.infinity.rope import RopeTables, rope_tables, rotate
 from scalekv.models.infinity.sampling import bits_to_codes, patchify, resize, sample_bits, unpatchify
@@ -193,12 +192,12 @@ def test_encoder(case: Case, note: Note) -> None:
 
 @cases("bf16ca.")
 def test_published_rounding_of_text_attention(case: Case, note: Note, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = networks.attend_text
+    exact = text_attention.attend_text
 
     def rounded(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None) -> Tensor:
         return exact(*(state.bfloat16().float() for state in (query, key, value)), real).bfloat16().float()
 
-    monkeypatch.setattr(networks, "attend_text", rounded)
+    monkeypatch.setattr(text_attention, "attend_text", rounded)
     run = case.run(ConcatCache(), case.bits("bits"))
     largest = 0.0
     for scale, raw in enumerate(run.raw):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 
 import torch
@@ -10,22 +10,19 @@ from torch import Tensor
 from typing_extensions import Self
 
 from scalekv.cache.attention import attention, attention_and_mass
-from scalekv.cache.codecs import carry_chosen, carry_ranges, decode_tokens
+from scalekv.cache.choosing import Chooser, ProjectedQuery
+from scalekv.cache.codecs import decode_tokens
+from scalekv.cache.keeping import Keeper
 from scalekv.cache.ledger import Ledger
 from scalekv.cache.merging import Merger
 from scalekv.cache.report import CacheReport
-from scalekv.cache.selection import copy_rows, flat_positions, survivors
+from scalekv.cache.selection import copy_rows, flat_positions
 from scalekv.cache.stores import Candidates, HeadIndex, Store
 from scalekv.planning import CachePlan, HeadGroup, Segment, VectorCodec
-from scalekv.planning.coding import carrying, decoded_rows, decoding_scratch, decoding_tokens
+from scalekv.planning.coding import decoded_rows, decoding_scratch, decoding_tokens
 from scalekv.planning.token_merging import counting_scratch
 from scalekv.planning.weighing import weighing_scratch
-from scalekv.policies import Policy, SelectionView
-
-ProjectedQuery = Callable[[Tensor], Tensor]
-
-_MARKS = ("origin", "memory")
-_TENSORS = ("key", "value", *_MARKS, "count")
+from scalekv.policies import Policy
 
 
 class KVCache:
@@ -58,12 +55,12 @@ class KVCache:
         self.plan, self.policy = plan, policy
         self.dtype, self.device = dtype, torch.device(device)
         self.ledger = Ledger()
+        self._chooser = Chooser(plan, policy, self.ledger, self.device)
+        self._keeper = Keeper(plan, policy, self.ledger, dtype, self.device)
         self._merger = Merger(plan, policy, self.ledger, dtype, self.device)
         self._stores = [[self._store(group) for group in groups] for groups in plan.layers]
         self._segment: Segment | None = None
         self._next_layer = plan.geometry.layers
-        self._observed: Tensor | None = None
-        self._observes_all = False
         self._segment_bytes: list[int] = []
         self._tokens_per_layer: tuple[float, ...] = (0.0,) * plan.geometry.layers
 
@@ -84,8 +81,9 @@ class KVCache:
         """Free every key and value; the figures for :meth:`report` stay."""
         for stores in self._stores:
             for store in stores:
-                self._drop(store)
-        self._segment, self._observed = None, None
+                self._keeper.drop(store)
+        self._chooser.close()
+        self._segment = None
 
     @property
     def live_bytes(self) -> int:
@@ -106,9 +104,7 @@ class KVCache:
         self._segment, self._next_layer = segment, 0
         self._segment_bytes.append(self.ledger.live)
         self._tokens_per_layer = tuple(self._held_tokens(stores) for stores in self._stores)
-        positions = self.policy.observation(segment) if self.plan.observes(segment.index) else ()
-        self._observed = torch.tensor(positions, device=self.device) if positions else None
-        self._observes_all = len(positions) == segment.tokens
+        self._chooser.begin(segment)
 
     def _held_tokens(self, stores: list[Store]) -> float:
         held = sum(len(store.plan.heads) * store.key.shape[2] for store in stores if store.key is not None)
@@ -141,7 +137,7 @@ class KVCache:
         """
         segment = self._check(layer, query, key, value)
         with self.ledger.scratch(self.plan.observed_bytes(segment.index)):
-            observed = self._observe(query, projected_query)
+            observed = self._chooser.observe(query, projected_query)
             output = self._attend_groups(layer, segment, query, key, value, observed)
         self._next_layer += 1
         return output
@@ -175,15 +171,6 @@ class KVCache:
                 raise RuntimeError(f"{name} is {found}, the plan expects {expected} {self.dtype}")
         return segment
 
-    def _observe(self, query: Tensor, projected_query: ProjectedQuery | None) -> Tensor | None:
-        if self._observed is None:
-            return None
-        if not self.policy.projected_observation:
-            return query if self._observes_all else query.index_select(2, self._observed)
-        if projected_query is None:
-            raise RuntimeError("the policy scores with bare query projections, which this network does not offer")
-        return projected_query(self._observed)
-
     def _attend(
         self,
         layer: int,
@@ -203,24 +190,24 @@ class KVCache:
             return self._attend_merging(layer, segment, store, query, key, value)
         if plan.codes(group, index):
             return self._attend_coded(layer, segment, store, query, key, value, observed)
-        self._assemble(store, segment, key, value, marked=kept > 0 or judged)
+        self._keeper.assemble(store, segment, key, value, marked=kept > 0 or judged)
         output = None
-        if plan.weighs(group, index):
+        if plan.weighs(group, index) and not self.policy.projected_observation:
             output = self._read_weighing(layer, segment, store, query)
         elif plan.remembers(index):
-            self._remember(layer, segment, store, self._all(store), observed)
-        chosen = self._positions(store, segment)
+            self._chooser.remember(layer, segment, store, self._all(store), observed)
+        chosen = self._chooser.room(store, segment)
         if judged:
-            self._choose(layer, segment, store, self._all(store), observed, chosen)
+            self._chooser.choose(layer, segment, store, self._all(store), observed, chosen)
             chosen = {size: flat_positions(positions, candidates) for size, positions in chosen.items()}
         if output is None:
             output = self._read(layer, segment, store, query, chosen)
         if not kept:
-            self._drop(store)
+            self._keeper.drop(store)
         elif kept in chosen and kept != plan.attended(group, index):
-            self._keep(store, chosen[kept])
+            self._keeper.keep(store, chosen[kept])
         elif group.sources is not None and kept < candidates:
-            self._keep_sources(store, segment)
+            self._keeper.keep_sources(store, segment)
         for positions in chosen.values():
             self.ledger.give(positions)
         return output
@@ -239,22 +226,22 @@ class KVCache:
         plan, group, index = self.plan, store.plan, segment.index
         kept, judged = plan.carried(group, index), plan.judges(group, index)
         if plan.reads_coded(group, index):
-            self._assemble_marks(store, segment, key, marked=kept > 0 or judged)
+            self._keeper.assemble_marks(store, segment, key, marked=kept > 0 or judged)
         else:
-            self._assemble(store, segment, key, value, marked=kept > 0 or judged)
-        chosen, output = self._positions(store, segment), torch.empty_like(query)
+            self._keeper.assemble(store, segment, key, value, marked=kept > 0 or judged)
+        chosen, output = self._chooser.room(store, segment), torch.empty_like(query)
         for candidates in self._candidates(store, segment, key, value):
             rows = candidates.rows
             if plan.remembers(index):
-                self._remember(layer, segment, store, candidates, observed)
+                self._chooser.remember(layer, segment, store, candidates, observed)
             if judged:
-                self._choose(layer, segment, store, candidates, observed, chosen)
+                self._chooser.choose(layer, segment, store, candidates, observed, chosen)
             output[rows] = self._read_rows(layer, segment, store, query[rows], candidates, chosen)
             del candidates
         if kept:
-            self._carry(store, segment, key, value, chosen)
+            self._keeper.carry(store, segment, key, value, chosen)
         else:
-            self._drop(store)
+            self._keeper.drop(store)
         for positions in chosen.values():
             self.ledger.give(positions)
         return output
@@ -266,31 +253,22 @@ class KVCache:
         plan, group, index = self.plan, store.plan, segment.index
         merges = plan.merges(group, index)
         if not plan.reads_coded(group, index):
-            self._assemble(store, segment, key, value, marked=False)
-        self._count_arrivals(store, segment)
+            self._keeper.assemble(store, segment, key, value, marked=False)
+        self._keeper.count_arrivals(store, segment)
         fresh, output = self._merger.room(store, segment) if merges else None, torch.empty_like(query)
         for candidates in self._candidates(store, segment, key, value):
             output[candidates.rows] = self._read_counted(store, segment, query[candidates.rows], candidates)
             if fresh is not None:
-                self._merge(layer, segment, store, candidates, fresh)
+                self._merger.merge(layer, segment, store, candidates, fresh)
             del candidates
         if fresh is not None:
-            self._drop(store)
+            self._keeper.drop(store)
             store.key, store.value, store.count = fresh.key, fresh.value, fresh.count
         elif not plan.carried(group, index):
-            self._drop(store)
+            self._keeper.drop(store)
         elif plan.codes(group, index):
-            self._carry(store, segment, key, value, {})
+            self._keeper.carry(store, segment, key, value, {})
         return output
-
-    def _count_arrivals(self, store: Store, segment: Segment) -> None:
-        rows, heads = self.plan.geometry.rows, len(store.plan.heads)
-        if store.count is None:
-            size = self.plan.candidates(store.plan, segment.index)
-            store.count = self.ledger.take(torch.ones((rows, heads, size), device=self.device))
-            return
-        one = torch.ones((), device=self.device)
-        store.count = self._grow(store.count, one.expand(rows, heads, segment.tokens))
 
     def _read_counted(self, store: Store, segment: Segment, query: Tensor, candidates: Candidates) -> Tensor:
         """Attention in which a token weighs as much as all that it stands for."""
@@ -298,9 +276,6 @@ class KVCache:
         with self.ledger.scratch(counting_scratch(self.plan, store.plan, segment.index, len(query))):
             bias = store.count[candidates.rows].log().to(self.dtype)
             return attention(query, candidates.key, candidates.value, bias)
-
-    def _merge(self, layer: int, segment: Segment, store: Store, candidates: Candidates, fresh: Store) -> None:
-        self._merger.merge(layer, segment, store, candidates, fresh)
 
     def _candidates(self, store: Store, segment: Segment, key: Tensor, value: Tensor) -> Iterator[Candidates]:
         """[history ; current] of some rows at a time, decoded for as long as they are looked at."""
@@ -363,51 +338,6 @@ class KVCache:
             self.ledger.give(copied)
         return output
 
-    def _carry(self, store: Store, segment: Segment, key: Tensor, value: Tensor, chosen: Mapping[int, Tensor]) -> None:
-        """Carry survivors on, keys first, then values, then marks, each letting go of its source.
-
-        What is coded already is copied as it is; everything else is encoded.
-        """
-        plan, group, index = self.plan, store.plan, segment.index
-        kept, candidates, coded = (
-            plan.carried(group, index),
-            plan.candidates(group, index),
-            plan.reads_coded(group, index),
-        )
-        positions = chosen.get(kept)
-        for name, codec, current in zip(("key", "value"), group.halves_at(index + 1), (key, value), strict=True):
-            held = getattr(store, name)
-            old, new = (held, current) if coded else (None, held)
-            size = codec.vector_bytes(current.shape[3], self.dtype.itemsize)
-            out = self.ledger.take(torch.empty((*current.shape[:2], kept, size), dtype=torch.uint8, device=self.device))
-            step, scratch = carrying(plan, group, index, codec)
-            with self.ledger.scratch(scratch):
-                if positions is None:
-                    carry_ranges(codec, old, new, self._runs(store, segment), out, step)
-                else:
-                    carry_chosen(codec, old, new, positions, out, step)
-            setattr(store, name, out)
-            self.ledger.give(held)
-            del held, old, new
-        if positions is not None:
-            flat = flat_positions(positions, candidates)
-            self._keep(store, flat, _MARKS)
-        elif kept < candidates:
-            self._keep_sources(store, segment, _MARKS)
-
-    def _runs(self, store: Store, segment: Segment) -> list[tuple[int, int]]:
-        """The runs of candidates that are carried on whole: the first of each, and the one after its last."""
-        plan, group = self.plan, store.plan
-        if plan.carried(group, segment.index) == plan.candidates(group, segment.index):
-            return [(0, plan.candidates(group, segment.index))]
-        assert group.sources is not None
-        tokens, start, runs = self.plan.geometry.schedule.tokens, 0, []
-        for source in (*group.sources[segment.index], segment.index):
-            if source in group.sources[segment.index + 1]:
-                runs.append((start, start + tokens[source]))
-            start += tokens[source]
-        return runs
-
     def _read(self, layer: int, segment: Segment, store: Store, query: Tensor, chosen: Mapping[int, Tensor]) -> Tensor:
         """Attention over what the plan lets ``store`` attend to; a set that is also carried is trimmed first."""
         plan, group, index = self.plan, store.plan, segment.index
@@ -425,7 +355,7 @@ class KVCache:
             self.ledger.give(key)
             self.ledger.give(value)
             return output
-        self._keep(store, positions)
+        self._keeper.keep(store, positions)
         return attention(query, store.key, store.value)
 
     def _read_weighing(self, layer: int, segment: Segment, store: Store, query: Tensor) -> Tensor:
@@ -439,7 +369,7 @@ class KVCache:
                 output, mass = attention_and_mass(query, candidates.key, candidates.value)
             candidates.mass = self.ledger.take(mass)
         self.watch(layer, segment, query, candidates.key, candidates.value)
-        self._remember(layer, segment, store, candidates, query)
+        self._chooser.remember(layer, segment, store, candidates, query)
         self.ledger.give(candidates.mass)
         return output
 
@@ -455,139 +385,6 @@ class KVCache:
 
         Coded history comes some rows at a time, each with its queries.
         """
-
-    def _assemble(self, store: Store, segment: Segment, key: Tensor, value: Tensor, marked: bool) -> None:
-        """Grow the store by the current segment; each old tensor is freed before the next one grows."""
-        self._assemble_marks(store, segment, key, marked)
-        store.key = self._grow(store.key, key)
-        store.value = self._grow(store.value, value)
-
-    def _assemble_marks(self, store: Store, segment: Segment, key: Tensor, marked: bool) -> None:
-        if not marked:
-            self._forget(store)
-        elif self.policy.tracks_origin:
-            start = self.plan.geometry.schedule.start(segment.index)
-            born = torch.arange(start, start + segment.tokens, dtype=torch.int32, device=self.device)
-            store.origin = self._grow(store.origin, born.expand(*key.shape[:2], -1))
-        if marked and self.policy.remembers:
-            nothing = torch.zeros((), dtype=torch.float32, device=self.device)
-            store.memory = self._grow(store.memory, nothing.expand(*key.shape[:3]))
-
-    def _forget(self, store: Store) -> None:
-        for name in _MARKS:
-            self.ledger.give(getattr(store, name))
-            setattr(store, name, None)
-
-    def _grow(self, old: Tensor | None, new: Tensor) -> Tensor:
-        held = 0 if old is None else old.shape[2]
-        shape = (*new.shape[:2], held + new.shape[2], *new.shape[3:])
-        grown = self.ledger.take(torch.empty(shape, dtype=new.dtype, device=self.device))
-        if old is not None:
-            grown[:, :, :held] = old
-        grown[:, :, held:] = new
-        self.ledger.give(old)
-        return grown
-
-    def _keep(self, store: Store, positions: Tensor, names: tuple[str, ...] = _TENSORS) -> None:
-        """Copy the survivors out, one tensor after the other, each freeing its source."""
-        for name in names:
-            candidates = getattr(store, name)
-            if candidates is not None:
-                setattr(store, name, self.ledger.take(copy_rows(candidates, positions)))
-                self.ledger.give(candidates)
-            del candidates
-
-    def _keep_sources(self, store: Store, segment: Segment, names: tuple[str, ...] = _TENSORS) -> None:
-        """Copy out the segments that the plan goes on to hold; the others go as a whole."""
-        assert store.plan.sources is not None
-        tokens = self.plan.geometry.schedule.tokens
-        there = (*store.plan.sources[segment.index], segment.index)
-        wanted = set(store.plan.sources[segment.index + 1])
-        for name in names:
-            candidates = getattr(store, name)
-            if candidates is not None:
-                parts = candidates.split([tokens[source] for source in there], dim=2)
-                kept = [part for part, source in zip(parts, there, strict=True) if source in wanted]
-                setattr(store, name, self.ledger.take(torch.cat(kept, dim=2)))
-                self.ledger.give(candidates)
-            del candidates
-
-    def _views(
-        self,
-        layer: int,
-        segment: Segment,
-        store: Store,
-        candidates: Candidates,
-        observed: Tensor | None,
-        capacity: int,
-    ) -> Iterator[tuple[slice, SelectionView]]:
-        """The candidates of some rows at a time, as many as the planned scratch allows."""
-        key, value, origin, memory = candidates.key, candidates.value, store.origin, store.memory
-        rows, heads, tokens, _ = key.shape
-        first = candidates.rows.start
-        step = self.plan.scored_rows(heads, tokens, rows)
-        window = None if self._observed is None else self._observed + (tokens - segment.tokens)
-        with self.ledger.scratch(self.plan.choosing_bytes(heads, tokens, rows)):
-            for start in range(0, rows, step):
-                own = slice(start, min(start + step, rows))
-                block = slice(first + own.start, first + own.stop)
-                yield (
-                    block,
-                    SelectionView(
-                        layer=layer,
-                        heads=store.plan.heads,
-                        schedule=self.plan.geometry.schedule,
-                        segment=segment,
-                        capacity=capacity,
-                        key=key[own],
-                        value=value[own],
-                        query=None if observed is None else observed[block],
-                        window=window,
-                        origin=None if origin is None else origin[block],
-                        memory=None if memory is None else memory[block],
-                        mass=None if candidates.mass is None else candidates.mass[own],
-                        role=store.plan.role,
-                        profile=self.plan.profile,
-                    ),
-                )
-
-    def _remember(
-        self, layer: int, segment: Segment, store: Store, candidates: Candidates, observed: Tensor | None
-    ) -> None:
-        """Let every candidate add up what it was worth to this segment."""
-        assert store.memory is not None
-        for block, view in self._views(layer, segment, store, candidates, observed, capacity=0):
-            store.memory[block] += self.policy.remember(view)
-
-    def _positions(self, store: Store, segment: Segment) -> dict[int, Tensor]:
-        """Room for the positions ``(rows, heads, size)`` of the sets that the plan asks for, by size."""
-        rows, heads = self.plan.geometry.rows, len(store.plan.heads)
-        sizes = self.plan.chosen(store.plan, segment.index) if self.plan.judges(store.plan, segment.index) else ()
-        return {
-            size: self.ledger.take(torch.empty((rows, heads, size), dtype=torch.int64, device=self.device))
-            for size in sizes
-        }
-
-    def _choose(
-        self,
-        layer: int,
-        segment: Segment,
-        store: Store,
-        candidates: Candidates,
-        observed: Tensor | None,
-        chosen: dict[int, Tensor],
-    ) -> None:
-        """Write the positions of all sets, from one score."""
-        capacity = next(iter(chosen))
-        for block, view in self._views(layer, segment, store, candidates, observed, capacity):
-            score = self.policy.score(view)
-            for size, positions in chosen.items():
-                positions[block] = survivors(score, size)
-
-    def _drop(self, store: Store) -> None:
-        for name in _TENSORS:
-            self.ledger.give(getattr(store, name))
-            setattr(store, name, None)
 
     def report(self, seconds: float | None = None) -> CacheReport:
         """The planned and the measured bytes so far; call it when the run is done.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scalekv.cache import KVCache
 from scalekv.cache.attention import attention
-from scalekv.cache.kv_cache import ProjectedQuery
+from scalekv.cache.choosing import ProjectedQuery
 from scalekv.calibration.measures import (
     coding_loss,
     mass_and_sigma,

@@ -116,7 +116,7 @@ def _pixel_bits(token_bits: int, codebook_bits: int | None, patchify: bool | Non
 
 
 def _mlp_ratio(hidden: int, width: int, swiglu: bool) -> float:
-    from scalekv.models.infinity.transformer import feed_forward_width
+    from scalekv.models.infinity.blocks import feed_forward_width
 
     ratios = (4.0, 1.5 * hidden / width if swiglu else hidden / width)
     return next((ratio for ratio in ratios if feed_forward_width(width, ratio, swiglu) == hidden), ratios[-1])

@@ -12,268 +12,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from scalekv.errors import InvalidInput
-from scalekv.models.infinity.condition import LayerText, TextCondition, TextGroup
-from scalekv.models.infinity.rope import ROPE_MODES, RopeTables, rope_tables, rotate
+from scalekv.models.infinity.blocks import BlockChunk, InfinityBlock, feed_forward_width
+from scalekv.models.infinity.condition import TextCondition
+from scalekv.models.infinity.rope import ROPE_MODES, RopeTables, rope_tables
+from scalekv.models.infinity.text_attention import TextPool, pool_heads
 from scalekv.models.layers import (
     AttentionCache,
-    FeedForward,
     HeadNorm,
     RMSNorm,
-    SelfAttention,
-    UnitWeight,
     WideLinear,
-    adaptive_norm,
     affine_norm,
     mix_guidance,
     widen,
-)
-from scalekv.models.layers import (
-    ProjectedQuery as ProjectedQuery,
 )
 from scalekv.models.saving import PlacelessConfig
 from scalekv.planning import Schedule, Segment
 
 MAX_SEGMENTS = 15
 """Rows of the level embedding: no published Infinity model draws longer schedules."""
-
-
-def attend_text(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None = None) -> Tensor:
-    """Softmax attention, all (rows, heads, tokens, head_dim), logits divided by sqrt(head_dim).
-
-    ``real`` says which keys may be read, (rows, 1, 1, tokens) booleans; None for all.
-    """
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=real)
-
-
-class TextAttention(nn.Module):
-    """Attention to the text: of image tokens (``pool=False``), or of one learned query per head (``pool=True``).
-
-    Args:
-        width: channels of queries and output.
-        text_width: channels of the text it reads.
-        num_heads: heads.
-        pool: whether the query is learned.
-    """
-
-    zero_k_bias: Tensor
-
-    def __init__(self, width: int, text_width: int, num_heads: int, pool: bool = False) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.head_dim = width // num_heads
-        if pool:
-            learned = torch.randn(1, num_heads, self.head_dim) * math.sqrt(1 / width / 3)
-            self.mat_q: nn.Parameter | nn.Linear = nn.Parameter(learned)
-        else:
-            self.mat_q = nn.Linear(width, width)
-        self.mat_kv = nn.Linear(text_width, 2 * width, bias=False)
-        self.v_bias = nn.Parameter(torch.zeros(width))
-        self.register_buffer("zero_k_bias", torch.zeros(width))
-        self.proj = nn.Linear(width, width)
-
-    def project_text(self, text: Tensor, groups: list[TextGroup]) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values of compact ``text`` (tokens, text_width), per group (n, heads, length, head_dim)."""
-        pair = self.mat_kv(text.to(self.v_bias.dtype)) + torch.cat((self.zero_k_bias, self.v_bias))
-        keys, values = [], []
-        for group in groups:
-            chosen = pair[group.places].unflatten(0, (group.count, group.length))
-            key, value = chosen.unflatten(-1, (2, self.num_heads, self.head_dim)).unbind(2)
-            keys.append(key.transpose(1, 2).contiguous())
-            values.append(value.transpose(1, 2).contiguous())
-        return keys, values
-
-    def pool(self, text: Tensor, condition: TextCondition) -> Tensor:
-        """Pool compact ``text`` (tokens, text_width) to one (rows, width) vector per row."""
-        groups = condition.groups(text.device)
-        keys, values = self.project_text(text, groups)
-        assert isinstance(self.mat_q, Tensor)
-        learned = self.mat_q.transpose(0, 1)[None]
-        query = learned.expand(condition.rows, -1, -1, -1).to(self.v_bias.dtype)
-        out: Tensor = self.proj(self._attend(query, keys, values, groups).flatten(1))
-        return out
-
-    def forward(self, states: Tensor, text: LayerText, groups: list[TextGroup]) -> Tensor:
-        """Attend with (rows, tokens, width) ``states`` to each row's own text; same shape back."""
-        assert isinstance(self.mat_q, nn.Linear)
-        query = self.mat_q(states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-        out = self._attend(query, text.keys, text.values, groups)
-        merged: Tensor = self.proj(out.transpose(1, 2).flatten(2))
-        return merged
-
-    @staticmethod
-    def _attend(query: Tensor, keys: list[Tensor], values: list[Tensor], groups: list[TextGroup]) -> Tensor:
-        if len(groups) == 1:
-            return attend_text(query, keys[0], values[0], groups[0].real)
-        order = torch.cat([group.rows for group in groups])
-        parts = query[order].split([group.count for group in groups])
-        masks = [group.real for group in groups]
-        attended = [attend_text(*four) for four in zip(parts, keys, values, masks, strict=True)]
-        return torch.cat(attended)[order.argsort()]
-
-
-class TextPool(nn.Module):
-    """Pools the text to the vector that starts the image and steers every norm.
-
-    Args:
-        width: channels of the vector.
-        text_channels: channels of the text features; heads are 128 channels of it (64 in models wider than 4096).
-    """
-
-    def __init__(self, width: int, text_channels: int) -> None:
-        super().__init__()
-        self.ca = TextAttention(width, text_channels, pool_heads(width, text_channels), pool=True)
-
-    def forward(self, text: Tensor, condition: TextCondition) -> Tensor:
-        """Pool compact ``text`` (tokens, text_channels) to (rows, width)."""
-        return self.ca.pool(text, condition)
-
-
-def pool_heads(width: int, text_channels: int) -> int:
-    """Heads of the text pool; not the heads of the network (infinity/models/infinity.py, restated)."""
-    return text_channels // (64 if width > 4096 else 128)
-
-
-def feed_forward_width(width: int, mlp_ratio: float, swiglu: bool = False) -> int:
-    """Hidden channels of the feed-forward layer: ``width * mlp_ratio`` to the nearest 256, halves to even.
-
-    The rounding matters: 2080 * 4 gives 8192, 3360 * 4 gives 13312. A product that rounds to 0 falls back to ``width``.
-    SwiGLU models take two thirds of it, again to the nearest 256.
-    """
-    hidden = 256 * round(width * mlp_ratio / 256)
-    if swiglu:
-        return 256 * round(2 * hidden / 3 / 256)
-    return hidden or width
-
-
-class SwiGLU(nn.Module):
-    """Gated feed-forward layer without biases.
-
-    Args:
-        width: channels in and out.
-        hidden: channels between.
-    """
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fcg = nn.Linear(width, hidden, bias=False)
-        self.fc1 = nn.Linear(width, hidden, bias=False)
-        self.fc2 = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Map (..., width) to the same shape."""
-        out: Tensor = self.fc2(F.silu(self.fcg(states)) * self.fc1(states))
-        return out
-
-
-class InfinityBlock(nn.Module):
-    """Self attention, cross attention to text, feed-forward; the first and last steered by the pooled text.
-
-    Args:
-        layer: position in the network, from 0.
-        width: channels C.
-        num_heads: heads of both attentions.
-        hidden: channels inside the feed-forward layer.
-        norm_eps: epsilon of every norm.
-        shared_aln: the adaptive-norm vectors come from one map shared by all blocks; else each block has its own.
-        rms_norm: RMS norms instead of layer norms.
-        swiglu: gated feed-forward layer.
-        cos_attn: see `SelfAttention`.
-        tau: see `SelfAttention`.
-        layer_scale: initial value of the learned factor on cross attention; negative for no such factor.
-    """
-
-    def __init__(
-        self,
-        layer: int,
-        width: int,
-        num_heads: int,
-        hidden: int,
-        norm_eps: float = 1e-6,
-        shared_aln: bool = True,
-        rms_norm: bool = False,
-        swiglu: bool = False,
-        cos_attn: bool = True,
-        tau: float = 1.0,
-        layer_scale: float = -1.0,
-    ) -> None:
-        super().__init__()
-        self.layer = layer
-        self.norm_eps = norm_eps
-        self.rms_norm = rms_norm
-        self.shared_aln = shared_aln
-        self.sa = SelfAttention(width, num_heads, cos_attn, tau)
-        self.ca = TextAttention(width, width, num_heads)
-        self.ffn = SwiGLU(width, hidden) if swiglu else FeedForward(width, hidden)
-        self.ca_norm = affine_norm(width, norm_eps, rms_norm)
-        if rms_norm:
-            self.ln_wo_grad = UnitWeight(width)
-        if shared_aln:
-            self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, width) / math.sqrt(width))
-        else:
-            self.ada_lin = nn.Sequential(nn.SiLU(), WideLinear(width, 6 * width))
-        self.ca_gamma = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale >= 0 else None
-
-    def forward(
-        self, states: Tensor, condition: TextCondition, cos: Tensor, sin: Tensor, cache: AttentionCache
-    ) -> Tensor:
-        """Refine the stream.
-
-        Args:
-            states: (rows, tokens, width), at least float32.
-            condition: the filled text.
-            cos: (tokens, head_dim / 2).
-            sin: (tokens, head_dim / 2).
-            cache: where keys and values go.
-
-        Returns:
-            (rows, tokens, width), the dtype of ``states``.
-        """
-        dtype = self.sa.q_bias.dtype
-        text, groups = self._text(condition, states.device), condition.groups(states.device)
-        gate1, gate2, scale1, scale2, shift1, shift2 = text.modulation.unbind(2)
-        normed = adaptive_norm(states, scale1, shift1, self.norm_eps, self.rms_norm).to(dtype)
-        states = states + gate1 * self.sa(normed, self.layer, cache, partial(rotate, cos=cos, sin=sin))
-        crossed = self.ca(self.ca_norm(states).to(dtype), text, groups)
-        states = states + (crossed if self.ca_gamma is None else crossed * widen(self.ca_gamma))
-        normed = adaptive_norm(states, scale2, shift2, self.norm_eps, self.rms_norm).to(dtype)
-        states = states + gate2 * self.ffn(normed)
-        return states
-
-    def _text(self, condition: TextCondition, device: torch.device) -> LayerText:
-        kept = condition.layers.get(self.layer)
-        if kept is None:
-            assert condition.pooled is not None
-            assert condition.tokens is not None
-            if self.shared_aln:
-                assert condition.modulation is not None
-                modulation = widen(self.ada_gss) + condition.modulation.to(device)
-            else:
-                modulation = self.ada_lin(condition.pooled.to(device)).unflatten(-1, (1, 6, -1))
-            keys, values = self.ca.project_text(condition.tokens.to(device), condition.groups(device))
-            kept = condition.layers[self.layer] = LayerText(keys, values, modulation)
-        return kept
-
-
-class BlockChunk(nn.Module):
-    """Some consecutive blocks; published checkpoints group theirs so, and the name is part of their keys.
-
-    Args:
-        blocks: the blocks of this chunk.
-    """
-
-    def __init__(self, blocks: Sequence[InfinityBlock]) -> None:
-        super().__init__()
-        self.module = nn.ModuleList(blocks)
 
 
 def unconditional_rows(text_maxlen: int, text_channels: int) -> Tensor:
