@@ -12,6 +12,7 @@ import gc
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -31,8 +32,8 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def pipeline(device: str) -> InfinityPipeline:
-    """16 layers of width 512 with random weights; drafters are the first layer, as in Infinity-2B."""
+def pipeline(device: str, cache_dtype: str) -> InfinityPipeline:
+    """16 layers of width 512 with random weights in float32; drafters are the first layer, as in Infinity-2B."""
     torch.manual_seed(0)
     transformer = InfinityTransformer(
         depth=DEPTH, width=WIDTH, num_heads=HEADS, codebook_bits=16, text_channels=128, text_maxlen=64, block_chunks=2
@@ -47,6 +48,7 @@ def pipeline(device: str) -> InfinityPipeline:
     )
     made = InfinityPipeline(transformer=transformer.eval(), vae=vae.eval(), scheduler=InfinityScheduler())
     made.set_progress_bar_config(disable=True)
+    made.cache_dtype = cache_dtype
     return made.to(device)
 
 
@@ -65,17 +67,18 @@ def draw(pipe: InfinityPipeline, size: str, policy: Policy, profile: Profile, de
     ).cache
 
 
-def peak_of_fresh_process(size: str, name: str, threads: int) -> tuple[int, dict]:
+def peak_of_fresh_process(size: str, name: str, options: Namespace) -> tuple[int, dict]:
     """Peak resident bytes that drawing one picture adds to a fresh process, and the cache report."""
-    command = [sys.executable, __file__, "--alone", size, name, "--threads", str(threads)]
+    command = [sys.executable, __file__, "--alone", size, name, "--threads", str(options.threads)]
+    command += ["--cache-dtype", options.cache_dtype]
     answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
     found = json.loads(answer)
     return found["peak"], found["cache"]
 
 
-def alone(size: str, name: str) -> None:
+def alone(size: str, name: str, cache_dtype: str) -> None:
     """Draw once on the CPU and print by how much the resident memory of this process rose at most."""
-    pipe = pipeline("cpu")
+    pipe = pipeline("cpu", cache_dtype)
     profile = drawn_profile(pipe, size)
     gc.collect()
     before = resident("VmRSS")
@@ -94,13 +97,14 @@ def main() -> None:
     """Measure and print."""
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
+    parser.add_argument("--cache-dtype", default="float32", help="what attention computes in and the cache holds")
     parser.add_argument("--alone", nargs=2, metavar=("SIZE", "POLICY"), help="internal: one run in this process")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.alone:
-        alone(*options.alone)
+        alone(*options.alone, options.cache_dtype)
         return
-    pipe, rows, figures = pipeline(options.device), [], {}
+    pipe, rows, figures = pipeline(options.device, options.cache_dtype), [], {}
     for size in options.sizes:
         profile = drawn_profile(pipe, size)
         works = {
@@ -108,11 +112,11 @@ def main() -> None:
             for name, policy in POLICIES.items()
         }
         times = interleaved(works, options.repeats, options.device)
-        peaks = {name: peak_of_fresh_process(size, name, options.threads) for name in POLICIES}
+        peaks = {name: peak_of_fresh_process(size, name, options) for name in POLICIES}
         figures[size] = {"seconds": times, "peaks": peaks}
         rows += table_rows(size, times, peaks)
     columns = ["run", "seconds", "over full", "cache peak, planned", "memory rise", "saved", "saving planned"]
-    title = f"Random Infinity, {DEPTH} layers of width {WIDTH}, one picture with guidance, float32"
+    title = f"Random Infinity, {DEPTH} layers of width {WIDTH}, one picture with guidance, cache {options.cache_dtype}"
     show(title, columns, rows, options.device)
     write(options.json, figures, options.device)
 

@@ -25,7 +25,8 @@ class H2O(ObservingPolicy):
 
     Published setting: ``H2O()``. Of ``B`` tokens ``floor(B / 2)`` are heavy hitters and the rest the newest in cache
     order, the end of the current segment in raster order [ours]. A segment's queries all add at once, also to their own
-    tokens, since there is no causal mask; so late segments, with many queries, outvote the others.
+    tokens, since there is no causal mask; so late segments, with many queries, outvote the others. On a CPU attention
+    adds the weights up in passing; on a GPU, and where history is coded, they are computed once more.
 
     Args:
         budget: see :class:`Policy`; sums are kept beside the tokens, 4 bytes each, and count.
