@@ -47,9 +47,9 @@ def test_rows_get_what_they_get_alone_bit_for_bit():
         assert all(torch.equal(one[own], other) for one, other in zip(together, alone, strict=True))
 
 
-@pytest.mark.parametrize("queries", ["all", "uniform:4"])
-def test_h2o_adds_up_while_it_attends(queries, monkeypatch):
-    """One pass over the logits of every segment where all queries score; the outputs are those of attention."""
+@pytest.mark.parametrize(("queries", "passes"), [("all", 1), ("uniform:4", 0)])
+def test_h2o_adds_up_while_it_attends(queries, passes, monkeypatch):
+    """In one pass over the logits where all queries score and tokens were dropped; until then bit for bit attention."""
     calls = []
 
     def counted(*given: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,25 +57,22 @@ def test_h2o_adds_up_while_it_attends(queries, monkeypatch):
         return attention_and_mass(*given)
 
     monkeypatch.setattr("scalekv.cache.kv_cache.attention_and_mass", counted)
-    schedule = Schedule.from_sides([1, 2, 3, 4])
+    schedule = Schedule.from_sides([1, 2, 3, 4, 5])
     policy = H2O(budget="40%", queries=queries)
-    geometry = CacheGeometry(1, 2, 8, schedule, element_bytes=4)
+    plan = policy.plan(CacheGeometry(1, 2, 8, schedule, element_bytes=2))
     whole: list[tuple[Tensor, Tensor]] = []
-    with KVCache(policy.plan(geometry), policy, dtype=torch.float32) as cache:
+    exact = 0
+    with KVCache(plan, policy, dtype=torch.bfloat16) as cache:
         for segment in schedule:
             cache.begin(segment)
-            query, key, value = drawn(2, 2, segment.tokens, segment.tokens, torch.float32)
+            query, key, value = drawn(2, 2, segment.tokens, segment.tokens, torch.bfloat16)
             output = cache.attend(0, query, key, value)
             whole.append((key, value))
-            if policy_keeps_all(cache, segment.index):
+            if plan.layers[0][0].capacity[segment.index] == schedule.start(segment.index):
                 keys, values = (torch.cat(parts, dim=2) for parts in zip(*whole, strict=True))
-                torch.testing.assert_close(output, attention(query, keys, values))
-    observed = [segment for segment in schedule if cache.plan.observes(segment.index)]
-    assert len(observed) == 3
-    assert len(calls) == sum(len(policy.observation(segment)) == segment.tokens for segment in observed)
-
-
-def policy_keeps_all(cache: KVCache, segment: int) -> bool:
-    """Whether nothing was dropped before this segment was attended."""
-    held = cache.plan.layers[0][0].capacity[segment]
-    return held == cache.plan.geometry.schedule.start(segment)
+                assert torch.equal(output, attention(query, keys, values))
+                exact += plan.observes(segment.index)
+    dropped = sum(plan.observes(segment.index) for segment in schedule) - exact
+    assert exact == 3
+    assert dropped == 1
+    assert len(calls) == passes * dropped
