@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scalekv import H2O, CacheGeometry, KVCache
 from scalekv.cache import attention
-from scalekv.cache.attention import attention_and_mass
+from scalekv.cache.attention import attention_and_mass, attention_mass
 from scalekv.planning import Schedule, weighing
 
 
@@ -29,6 +29,7 @@ def test_outputs_and_sums_of_weights(near, dtype, rows, heads, queries, history)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weighing, "NEAR_BYTES", near)
         output, mass = attention_and_mass(query, key, value)
+        assert torch.equal(attention_mass(query, key), mass)
     weights = torch.softmax(query.double() @ key.double().mT, -1)
     tolerance = max(1e-5, 4 * torch.finfo(dtype).eps)
     assert output.dtype == dtype

@@ -29,8 +29,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = N
 def attention_and_mass(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`attention`, and what all queries together pay to every token, in one pass over the logits.
 
-    In float32, of some heads and queries at a time. On a CPU without units for 16-bit matrices it takes hardly longer
-    than attention alone; on a GPU a fused kernel and another pass are quicker.
+    In float32, of some heads and queries at a time: not the bits of :func:`attention`. On a CPU without units for
+    16-bit matrices it takes hardly longer than that alone; on a GPU a fused kernel and another pass are quicker.
 
     Args:
         query: ``(rows, heads, queries, head_dim)``.
@@ -41,21 +41,36 @@ def attention_and_mass(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tenso
         ``(rows, heads, queries, head_dim)`` of the dtype of ``query``; and ``(rows, heads, tokens)`` float32, softmax
         weights summed over the queries.
     """
+    output = torch.empty_like(query)
+    return output, _weighed(query, key, value, output)
+
+
+def attention_mass(query: Tensor, key: Tensor) -> Tensor:
+    """The sums of :func:`attention_and_mass` alone."""
+    return _weighed(query, key, None, None)
+
+
+def _weighed(query: Tensor, key: Tensor, value: Tensor | None, output: Tensor | None) -> Tensor:
+    """Sums of weights; with ``value`` also what they read, into ``output``."""
     rows, heads, tokens, _ = key.shape
-    output, mass = torch.empty_like(query), torch.zeros((rows, heads, tokens), device=key.device)
+    mass = torch.zeros((rows, heads, tokens), device=key.device)
     step = weighed_heads(heads, query.shape[2], tokens)
     for row in range(rows):
         for head in range(0, heads, step):
             part = row, slice(head, head + step)
-            _weigh(query[part], key[part], value[part], output[part], mass[part])
-    return output, mass
+            read = None if value is None or output is None else (value[part], output[part])
+            _weigh(query[part], key[part], mass[part], read)
+    return mass
 
 
-def _weigh(query: Tensor, key: Tensor, value: Tensor, output: Tensor, mass: Tensor) -> None:
-    """:func:`attention_and_mass` of some heads of a row, written into ``output`` and ``mass``, which is zero."""
-    keys, values = key.float().mT, value.float()
-    for block, target in zip(query.split(WEIGHED_QUERIES, 1), output.split(WEIGHED_QUERIES, 1), strict=True):
-        weights = torch.softmax(block.float() @ keys, -1)
+def _weigh(query: Tensor, key: Tensor, mass: Tensor, read: tuple[Tensor, Tensor] | None) -> None:
+    """:func:`_weighed` of some heads of a row, into ``mass``, which is zero; ``read`` are their values and outputs."""
+    keys = key.float().mT
+    values = None if read is None else read[0].float()
+    for start in range(0, query.shape[1], WEIGHED_QUERIES):
+        some = slice(start, start + WEIGHED_QUERIES)
+        weights = torch.softmax(query[:, some].float() @ keys, -1)
         mass += weights.sum(-2)
-        target.copy_(weights @ values)
+        if read is not None and values is not None:
+            read[1][:, some] = weights @ values
         del weights  # not beside those of the next queries

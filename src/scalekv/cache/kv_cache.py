@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from scalekv.cache.attention import attention, attention_and_mass
+from scalekv.cache.attention import attention, attention_and_mass, attention_mass
 from scalekv.cache.choosing import Chooser, ProjectedQuery
 from scalekv.cache.codecs import decode_tokens
 from scalekv.cache.keeping import Keeper
@@ -359,14 +359,22 @@ class KVCache:
         return attention(query, store.key, store.value)
 
     def _read_weighing(self, layer: int, segment: Segment, store: Store, query: Tensor) -> Tensor:
-        """Attention over all candidates, which add up what it pays them: in one pass on a CPU, in two on a GPU."""
-        geometry, candidates = self.plan.geometry, self._all(store)
-        heads, tokens = candidates.key.shape[1:3]
+        """Attention over all candidates, which add up what it pays them.
+
+        On a CPU in one pass, once tokens were dropped: it rounds otherwise than attention alone, and a bit that flips
+        in an early segment changes all that is drawn after it. On a GPU the policy scores.
+        """
+        candidates = self._all(store)
         if query.is_cuda:
             output = attention(query, candidates.key, candidates.value)
         else:
-            with self.ledger.scratch(weighing_scratch(geometry, heads, segment.tokens, tokens)):
-                output, mass = attention_and_mass(query, candidates.key, candidates.value)
+            heads, tokens = candidates.key.shape[1:3]
+            with self.ledger.scratch(weighing_scratch(self.plan.geometry, heads, segment.tokens, tokens)):
+                if self.plan.whole(store.plan, segment.index):
+                    output = attention(query, candidates.key, candidates.value)
+                    mass = attention_mass(query, candidates.key)
+                else:
+                    output, mass = attention_and_mass(query, candidates.key, candidates.value)
             candidates.mass = self.ledger.take(mass)
         self.watch(layer, segment, query, candidates.key, candidates.value)
         self._chooser.remember(layer, segment, store, candidates, query)

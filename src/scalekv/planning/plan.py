@@ -414,16 +414,13 @@ class CachePlan:
         return bool(self.memory_bytes) and self.observes(segment)
 
     def weighs(self, group: HeadGroup, segment: int) -> bool:
-        """Whether candidates add what all queries of ``segment`` pay them, and attention may add it up in passing.
+        """Whether candidates add what all queries of ``segment`` pay them, so that the cache can add it up for them."""
+        everyone = self.remembers(segment) and self.observation[segment] == self.geometry.schedule.tokens[segment]
+        return everyone and self.attended(group, segment) == self.candidates(group, segment)
 
-        That rounds otherwise than attention alone, so it waits until something was dropped: a bit that flips in an
-        early segment changes all that is drawn after it, and with all history outputs are those of the full cache.
-        """
-        schedule = self.geometry.schedule
-        if not self.remembers(segment) or self.observation[segment] < schedule.tokens[segment]:
-            return False
-        whole = group.capacity[segment] == schedule.start(segment)
-        return not whole and self.attended(group, segment) == self.candidates(group, segment)
+    def whole(self, group: HeadGroup, segment: int) -> bool:
+        """Whether nothing of the history of ``group`` for ``segment`` was ever dropped."""
+        return group.capacity[segment] == self.geometry.schedule.start(segment)
 
     def _remembering_bytes(self, group: HeadGroup, segment: int) -> int:
         """Scratch beside the candidates while they add to their remembered score."""
