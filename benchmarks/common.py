@@ -166,14 +166,19 @@ def random_profile(geometry: CacheGeometry, roles: dict[int, tuple[int, ...]] | 
     )
 
 
-def seconds(work: Callable[[], float | None], device: str) -> float:
-    """Time of one call, less the seconds that it says measuring took."""
+class Measuring(float):
+    """What a work returns to have the seconds that it spent on measuring itself taken off its time."""
+
+
+def seconds(work: Callable[[], Any], device: str) -> float:
+    """Time of one call, less its :class:`Measuring`."""
     start = clock(device)
-    measuring = work() or 0.0
-    return clock(device) - start - measuring
+    result = work()
+    taken = clock(device) - start
+    return taken - result if isinstance(result, Measuring) else taken
 
 
-def interleaved(works: dict[str, Callable[[], float | None]], repeats: int, device: str) -> dict[str, list[float]]:
+def interleaved(works: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, list[float]]:
     """Times of several works, taken in turn so that a busy machine disturbs all alike; one unmeasured round first."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for round_ in range(repeats + 1):

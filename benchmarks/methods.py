@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 from attention import DTYPES, HEAD_DIM, HEADS, LAYERS, make_inputs
-from common import TimedCache, arguments, interleaved, random_profile, show, single_layer, spread, write
+from common import Measuring, TimedCache, arguments, interleaved, random_profile, show, single_layer, spread, write
 from torch import Tensor
 
 from scalekv import CacheGeometry, CachePlan, Full, Policy, Profile
@@ -32,14 +32,14 @@ class Bench:
     device: str
     bookkeeping: list[float] = field(default_factory=list)
 
-    def run(self) -> float:
-        """All segments of one picture; gives the seconds of measuring."""
+    def run(self) -> Measuring:
+        """All segments of one picture."""
         with TimedCache(self.plan, self.policy, dtype=self.inputs[0][0].dtype, device=self.device) as cache:
             for segment, tensors in zip(self.plan.geometry.schedule, self.inputs, strict=True):
                 cache.begin(segment)
                 cache.attend(0, *tensors)
         self.bookkeeping.append(cache.bookkeeping)
-        return cache.measuring
+        return Measuring(cache.measuring)
 
 
 def middle_layer(plan: CachePlan) -> int:

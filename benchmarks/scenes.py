@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from common import TimedCache, arguments, interleaved, show, spread, write
+from common import Measuring, TimedCache, arguments, interleaved, show, spread, write
 
 from scalekv import CacheGeometry, CachePlan, Full, Policy, Profile
 from scalekv.cli.loading import open_model
@@ -30,11 +30,11 @@ class Bench:
     plans: dict[CacheGeometry, CachePlan] = field(default_factory=dict)
     opened: list[TimedCache] = field(default_factory=list)
 
-    def run(self) -> float:
-        """Draw all; gives the seconds of measuring."""
+    def run(self) -> Measuring:
+        """Draw all."""
         seeds = [torch.Generator().manual_seed(seed) for seed in range(len(self.prompts))]
         self.pipeline(self.prompts, kv_cache=self, generator=seeds, output_type="latent")
-        return self.opened[-1].measuring
+        return Measuring(self.opened[-1].measuring)
 
     def __call__(self, geometry: CacheGeometry, *, dtype: torch.dtype, device: torch.device) -> TimedCache:
         """A fresh cache; planned once, as `scalekv evaluate` does."""
