@@ -27,7 +27,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = N
 
 
 def attention_and_mass(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`attention`, and what all queries together pay to every token, in one pass over the logits.
+    """:func:`attention`, and what all queries together pay to every token, in one pass over the logits [ours].
 
     In float32, of some heads and queries at a time: not the bits of :func:`attention`. On a CPU without units for
     16-bit matrices it takes hardly longer than that alone; on a GPU a fused kernel and another pass are quicker.
@@ -42,24 +42,23 @@ def attention_and_mass(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tenso
         weights summed over the queries.
     """
     output = torch.empty_like(query)
-    return output, _weighed(query, key, value, output)
+    return output, _weighed(query, key, (value, output))
 
 
 def attention_mass(query: Tensor, key: Tensor) -> Tensor:
-    """The sums of :func:`attention_and_mass` alone."""
-    return _weighed(query, key, None, None)
+    """The sums of :func:`attention_and_mass` alone: ``(rows, heads, tokens)`` float32, of the same shapes [ours]."""
+    return _weighed(query, key)
 
 
-def _weighed(query: Tensor, key: Tensor, value: Tensor | None, output: Tensor | None) -> Tensor:
-    """Sums of weights; with ``value`` also what they read, into ``output``."""
+def _weighed(query: Tensor, key: Tensor, read: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Sums of weights; ``read`` are values, and outputs to write what the weights read of them."""
     rows, heads, tokens, _ = key.shape
     mass = torch.zeros((rows, heads, tokens), device=key.device)
     step = weighed_heads(heads, query.shape[2], tokens)
     for row in range(rows):
         for head in range(0, heads, step):
             part = row, slice(head, head + step)
-            read = None if value is None or output is None else (value[part], output[part])
-            _weigh(query[part], key[part], mass[part], read)
+            _weigh(query[part], key[part], mass[part], None if read is None else (read[0][part], read[1][part]))
     return mass
 
 
