@@ -105,6 +105,16 @@ def test_allocated_bytes_are_the_planned_bytes_at_every_moment(data):
     assert cache.live_bytes == 0
 
 
+@pytest.mark.parametrize("codec", ["none", "int8"])
+@pytest.mark.parametrize("sides", [[1, 1, 1, 1], [1, 2, 3], [1, 1, 2, 2, 3]], ids=str)
+def test_sums_of_attention_count_while_they_are_added_up(sides, codec):
+    """Also where that takes more than choosing does, as with few candidates."""
+    geometry = CacheGeometry(1, 2, 64, Schedule.from_sides(sides), element_bytes=4)
+    policy = H2O("90%", codec=codec)
+    with KVCache(policy.plan(geometry), policy, dtype=torch.float32) as cache:
+        check_every_moment(cache, geometry)
+
+
 def check_every_moment(cache: KVCache, geometry: CacheGeometry) -> None:
     planned = moments(cache)
     cache.ledger.mark()

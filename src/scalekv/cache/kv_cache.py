@@ -375,7 +375,7 @@ class KVCache:
                     mass = attention_mass(query, candidates.key)
                 else:
                     output, mass = attention_and_mass(query, candidates.key, candidates.value)
-            candidates.mass = self.ledger.take(mass)
+                candidates.mass = self.ledger.take(mass)  # there while they are added up, beside the scratch
         self.watch(layer, segment, query, candidates.key, candidates.value)
         self._chooser.remember(layer, segment, store, candidates, query)
         self.ledger.give(candidates.mass)
