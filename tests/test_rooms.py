@@ -13,7 +13,7 @@ import pytest
 import scalekv
 
 PACKAGE = Path(scalekv.__file__).parent
-ORDER = ["planning", "policies", "cache", "models", "pipelines", "calibration", "evaluation", "cli"]
+ORDER = ["planning", "kernels", "policies", "cache", "models", "pipelines", "calibration", "evaluation", "cli"]
 BESIDE = {"scenes"}
 
 

@@ -5,7 +5,7 @@ Every vector is coded by itself, whatever stands beside it: a prompt in a batch 
 (QuaRot, arXiv 2404.00456), then rounded to levels between its own minimum and maximum (as KIVI, arXiv 2402.02750, does
 with values). Both products with the matrix are sums of whole numbers that float32 holds exactly, so that they do not
 depend on the order of summation, hence not on the batch or the block: a vector is scaled to 16-bit integers before it
-is turned, and codes are turned back before they are scaled.
+is turned, and codes are turned back before they are scaled. On CPUs compiled loops give the same bits (`kernels/`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from scalekv import kernels
 from scalekv.planning.codecs import VectorCodec
 
 FIXED = 2.0**15
@@ -28,6 +29,9 @@ SMALLEST = 1e-30
 TRIMMED = {4: 0.95}
 """By bits, the part of the range from minimum to maximum that levels cover, where all of it is not best; what is cut
 off is less than half a level."""
+
+LOOP_CHANNELS = 128
+"""The most channels of vectors that compiled loops code: mixed codes fit into 16 bits."""
 
 FP8_LARGEST = 448.0
 _FP8 = torch.float8_e4m3fn
@@ -84,6 +88,24 @@ def mixed(numbers: Tensor) -> Tensor:
     return found
 
 
+@lru_cache(maxsize=16)
+def _form(codec: VectorCodec, head_dim: int) -> kernels.IntegerForm:
+    covered = TRIMMED.get(codec.bits, 1.0)
+    return kernels.IntegerForm(codec.bits, signs(head_dim, torch.device("cpu")), FIXED, SMALLEST, covered)
+
+
+def has_loops(codec: VectorCodec, numbers: Tensor) -> bool:
+    """Whether compiled loops code these.
+
+    Args:
+        codec: of them.
+        numbers: ``(rows, heads, tokens, head_dim)``.
+    """
+    head_dim = numbers.shape[-1]
+    integers = bool(codec.bits) and codec.name != "fp8"
+    return integers and rotation_width(head_dim) == head_dim <= LOOP_CHANNELS and kernels.runs_on(numbers)
+
+
 def encode(codec: VectorCodec, source: Tensor, out: Tensor) -> None:
     """Code vectors.
 
@@ -96,6 +118,8 @@ def encode(codec: VectorCodec, source: Tensor, out: Tensor) -> None:
         out.copy_(source.contiguous().view(torch.uint8))
     elif codec.name == "fp8":
         _encode_fp8(source, out)
+    elif has_loops(codec, source):
+        kernels.encode(_form(codec, source.shape[-1]), source, out)
     else:
         _encode_integers(codec, source, out)
 
@@ -110,6 +134,9 @@ def decode(codec: VectorCodec, packed: Tensor, out: Tensor) -> None:
     """
     if codec.exact:
         out.copy_(packed.view(out.dtype))
+        return
+    if has_loops(codec, out):
+        kernels.decode(_form(codec, out.shape[-1]), packed, out)
         return
     numbers = _decode_fp8(packed) if codec.name == "fp8" else _decode_integers(codec, packed, out.shape[-1])
     if out.dtype == torch.float16:
@@ -261,8 +288,14 @@ def blocks(tokens: int, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, tokens))
 
 
+def _coding_blocks(codec: VectorCodec, numbers: Tensor, step: int) -> Iterator[slice]:
+    """Slices of the tokens of ``numbers``, ``(rows, heads, tokens, head_dim)``; all of them where it costs nothing."""
+    tokens = numbers.shape[2]
+    return blocks(tokens, tokens if has_loops(codec, numbers) else step)
+
+
 def decode_tokens(codec: VectorCodec, packed: Tensor, out: Tensor, step: int) -> None:
-    """Decode ``step`` tokens at a time.
+    """Decode ``step`` tokens at a time, or all together where that takes no scratch.
 
     Args:
         codec: they were coded with.
@@ -270,7 +303,7 @@ def decode_tokens(codec: VectorCodec, packed: Tensor, out: Tensor, step: int) ->
         out: ``(rows, heads, tokens, head_dim)``, is written.
         step: tokens.
     """
-    for block in blocks(packed.shape[2], step):
+    for block in _coding_blocks(codec, out, step):
         decode(codec, packed[:, :, block], out[:, :, block])
 
 
@@ -294,7 +327,7 @@ def carry_ranges(
             out[:, :, done : done + middle - start] = old[:, :, start:middle]
         target = out[:, :, done + middle - start : done + stop - start]
         source = new[:, :, middle - held : stop - held]
-        for block in blocks(stop - middle, step):
+        for block in _coding_blocks(codec, source, step):
             encode(codec, source[:, :, block], target[:, :, block])
         done += stop - start
 
@@ -317,6 +350,20 @@ def carry_chosen(codec: VectorCodec, old: Tensor | None, new: Tensor, chosen: Te
         if old is not None:
             stored = _picked(old, index.clamp(max=held - 1))
             target.copy_(torch.where((index < held)[..., None], stored, target))
+
+
+def encode_means(codec: VectorCodec, source: Tensor, count: Tensor, groups: Tensor, sums: Tensor, out: Tensor) -> None:
+    """Code the means of groups of tokens with compiled loops, if there are some for ``source`` (:func:`has_loops`).
+
+    Args:
+        codec: of the means.
+        source: ``(rows, heads, tokens, head_dim)``.
+        count: ``(rows, heads, tokens)`` float32, for how many tokens each stands.
+        groups: ``(rows, heads, tokens)`` int64, the group of each.
+        sums: ``(rows, heads, kept)`` float32, the counts of every group.
+        out: ``(rows, heads, kept, bytes)``, is written.
+    """
+    kernels.merge(_form(codec, source.shape[-1]), source, count, groups, sums, out)
 
 
 def _picked(source: Tensor, index: Tensor) -> Tensor:

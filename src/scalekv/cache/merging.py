@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scalekv.cache.codecs import blocks, encode
+from scalekv.cache.codecs import blocks, encode, encode_means, has_loops
 from scalekv.cache.ledger import Ledger
 from scalekv.cache.stores import Candidates, Store
 from scalekv.planning import CachePlan, Segment, VectorCodec
@@ -82,8 +82,17 @@ class Merger:
                 groups = self._groups(view)
                 fresh.count[block] = torch.zeros_like(fresh.count[block]).scatter_add_(2, groups, count)
                 for source, out, codec in zip((view.key, view.value), (fresh.key, fresh.value), codecs, strict=True):
-                    for part, means in means_by_part(source, count, groups, fresh.count[block]):
-                        self._write(codec, means, out[block][part])
+                    self._average(codec, source, count, groups, fresh.count[block], out[block])
+
+    def _average(
+        self, codec: VectorCodec | None, source: Tensor, count: Tensor, groups: Tensor, sums: Tensor, out: Tensor
+    ) -> None:
+        """Write the means of groups, coded if there is a codec."""
+        if codec is not None and has_loops(codec, source):
+            encode_means(codec, source, count, groups, sums, out)
+            return
+        for part, means in means_by_part(source, count, groups, sums):
+            self._write(codec, means, out[part])
 
     def _write(self, codec: VectorCodec | None, means: Tensor, out: Tensor) -> None:
         if codec is None:

@@ -56,7 +56,7 @@ def nearest_groups(
     centres = torch.empty((rows, heads, kept, 2 * key.shape[-1]), device=key.device)
     spreads = []
     for vectors, seeds in zip(pair, centres.chunk(2, -1), strict=True):
-        seeds.copy_(vectors.index_select(2, positions))
+        _gather(vectors, positions, None, seeds)
         spreads.append(_spread(seeds))
         seeds.div_(spreads[-1])
     groups = torch.empty((rows, heads, tokens), dtype=torch.int64, device=key.device)
@@ -155,11 +155,33 @@ def _join(
     for block, window in blocks:
         features, places = room[:, :, : len(block)], block.to(groups.device)
         for vectors, spread, part in zip(pair, spreads, features.chunk(2, -1), strict=True):
-            part.copy_(vectors.index_select(2, places)).div_(spread)
+            _gather(vectors, places, spread, part)
         near = torch.baddbmm(lengths[..., window], features.flatten(0, 1), centres[:, window].mT)
-        # As argmax, in half the time on a CPU.
-        nearest = near.max(-1).indices
-        groups.index_copy_(2, places, nearest.unflatten(0, (rows, heads)).add_(window.start))
+        _put_largest(near, places, window.start, groups)
+
+
+def _gather(vectors: Tensor, places: Tensor, over: Tensor | None, out: Tensor) -> None:
+    """Copy the tokens at ``places`` in float32, divided by what is ``(rows, heads, 1, 1)``."""
+    from scalekv import kernels
+
+    if kernels.runs_on(vectors, out):
+        kernels.gather(vectors, places, over, out)
+        return
+    out.copy_(vectors.index_select(2, places))
+    if over is not None:
+        out.div_(over)
+
+
+def _put_largest(near: Tensor, places: Tensor, offset: int, groups: Tensor) -> None:
+    """Write where the largest of each row of ``near``, ``(vectors, places, window)``, is, and ``offset`` more."""
+    from scalekv import kernels
+
+    if kernels.runs_on(near[None]):
+        kernels.largest(near, places, offset, groups)
+        return
+    # As argmax, in half the time on a CPU.
+    nearest = near.max(-1).indices
+    groups.index_copy_(2, places, nearest.unflatten(0, groups.shape[:2]).add_(offset))
 
 
 def group_means(source: Tensor, count: Tensor, groups: Tensor, sums: Tensor) -> Tensor:

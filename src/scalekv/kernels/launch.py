@@ -1,0 +1,187 @@
+"""Tensors to loops: what they work on, and how threads share it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scalekv.kernels.availability import available
+
+_NUMBERS = (torch.float32, torch.bfloat16)
+
+SHARE = 2**15
+"""Numbers that a thread is worth waking for."""
+
+
+class IntegerForm(NamedTuple):
+    """How `cache/codecs.py` holds vectors in integers.
+
+    Args:
+        bits: of a number.
+        signs: ``(head_dim,)`` float32, -1 or 1, of the channels, all of which are mixed with each other.
+        fixed: the largest number of a vector before it is turned.
+        smallest: magnitude; below it a vector is zeros.
+        covered: the part of the range from minimum to maximum that levels cover.
+    """
+
+    bits: int
+    signs: Tensor
+    fixed: float
+    smallest: float
+    covered: float
+
+    def encoding(self) -> tuple[Any, ...]:
+        """What the loops want to know, in float32 as PyTorch rounds it."""
+        root = self.fixed * math.sqrt(len(self.signs))
+        return (self.bits, *map(np.float32, (self.fixed, root, self.smallest, (1 - self.covered) / 2)))
+
+    def decoding(self) -> tuple[Any, ...]:
+        """The same for decoding."""
+        return self.bits, np.float32(math.sqrt(len(self.signs)))
+
+
+def runs_on(*numbers: Tensor) -> bool:
+    """Whether the loops can work on these tensors of numbers ``(rows, heads, tokens, channels)``.
+
+    They can on a CPU, in float32 and bfloat16, channels side by side, where numba is installed; an empty tensor, or one
+    that is to be differentiated, is left to PyTorch.
+    """
+    return available() and all(map(_suits, numbers))
+
+
+def _suits(numbers: Tensor) -> bool:
+    return (
+        numbers.device.type == "cpu"
+        and numbers.dtype in _NUMBERS
+        and numbers.dim() == 4
+        and numbers.numel() > 0
+        and (numbers.stride(3) == 1 or numbers.shape[3] == 1)
+        and not (numbers.requires_grad and torch.is_grad_enabled())
+    )
+
+
+def encode(form: IntegerForm, source: Tensor, out: Tensor) -> None:
+    """Code vectors.
+
+    Args:
+        form: of the codes.
+        source: ``(rows, heads, tokens, head_dim)``, see :func:`runs_on`.
+        out: ``(rows, heads, tokens, bytes)`` uint8, is written.
+    """
+    from scalekv.kernels import loops
+
+    rest = (tuple(source.shape[:3]), form.encoding(), _flat(form.signs), *_strided(source), *_strided(out))
+    _share(loops.encode, rest, math.prod(source.shape[:3]), source.shape[3])
+
+
+def decode(form: IntegerForm, packed: Tensor, out: Tensor) -> None:
+    """Turn coded vectors back into numbers.
+
+    Args:
+        form: of the codes.
+        packed: ``(rows, heads, tokens, bytes)`` uint8.
+        out: ``(rows, heads, tokens, head_dim)``, see :func:`runs_on`, is written.
+    """
+    from scalekv.kernels import loops
+
+    rest = (tuple(out.shape[:3]), form.decoding(), _flat(form.signs), *_strided(packed), *_strided(out))
+    _share(loops.decode, rest, math.prod(out.shape[:3]), out.shape[3])
+
+
+def merge(form: IntegerForm, source: Tensor, count: Tensor, groups: Tensor, sums: Tensor, out: Tensor) -> None:
+    """Code the mean of every group, a token weighing as much as it stands for; members are added in their order.
+
+    Args:
+        form: of the codes.
+        source: ``(rows, heads, tokens, head_dim)``, see :func:`runs_on`.
+        count: ``(rows, heads, tokens)`` float32, for how many tokens each stands.
+        groups: ``(rows, heads, tokens)`` int64, the group of each.
+        sums: ``(rows, heads, kept)`` float32, the counts of every group; 0 for an empty one.
+        out: ``(rows, heads, kept, bytes)`` uint8, is written.
+    """
+    from scalekv.kernels import loops
+
+    rows, heads, tokens, channels = source.shape
+    kept = sums.shape[2]
+    tensors = [part for tensor in (source, count, groups, sums) for part in _strided(tensor)]
+    front: tuple[Any, ...] = ((rows, heads, tokens, kept), form.encoding(), _flat(form.signs), *tensors)
+
+    def some(start: int, stop: int) -> None:
+        means = torch.empty(-(-kept // loops.BATCH) * loops.BATCH * channels)
+        rest: tuple[Any, ...] = (*front, means.numpy(), *_strided(out))
+        loops.merge(start, stop, *rest)
+
+    _share(some, (), rows * heads, tokens * channels)
+
+
+def gather(source: Tensor, places: Tensor, over: Tensor | None, out: Tensor) -> None:
+    """Copy the tokens at some places in float32.
+
+    Args:
+        source: ``(rows, heads, tokens, channels)``, see :func:`runs_on`.
+        places: ``(n,)`` int64.
+        over: what they are divided by, ``(rows, heads, 1, 1)`` float32; ``None`` for nothing.
+        out: ``(rows, heads, n, channels)`` float32, is written.
+    """
+    from scalekv.kernels import loops
+
+    rows, heads, kept, channels = out.shape
+    divisors = torch.ones(rows * heads) if over is None else over.flatten()
+    rest = (tuple(out.shape), *_strided(source), _flat(places), _flat(divisors), *_strided(out))
+    _share(loops.gather, rest, rows * heads * kept, channels)
+
+
+def largest(near: Tensor, places: Tensor, offset: int, out: Tensor) -> None:
+    """Write where the largest of every row of numbers is, the first of equal ones.
+
+    Args:
+        near: ``(vectors, n, width)`` float32, contiguous.
+        places: ``(n,)`` int64, where the answers belong.
+        offset: is added to them.
+        out: ``(rows, heads, tokens)`` int64, contiguous, is written at ``places``; ``vectors`` rows and heads in all.
+    """
+    from scalekv.kernels import loops
+
+    vectors, count, width = near.shape
+    rest = (_flat(near), width, _flat(places), offset, _flat(out), out.shape[2])
+    _share(loops.largest, rest, vectors * count, width)
+
+
+def _strided(tensor: Tensor) -> tuple[Any, tuple[int, ...]]:
+    """The numbers of a tensor in one dimension from its first one on, and its strides but for the last dimension's."""
+    return _flat(tensor), tensor.stride()[:3]
+
+
+def _flat(tensor: Tensor) -> Any:
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.view(torch.uint16)
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.as_strided((extent,), (1,)).numpy()
+
+
+def _share(loop: Callable[..., None], rest: tuple[Any, ...], items: int, numbers: int) -> None:
+    """Run a loop over all items, of so many numbers each, on as many threads as PyTorch uses and are worth it."""
+    threads = max(1, min(torch.get_num_threads(), items, items * numbers // SHARE))
+    if threads == 1:
+        loop(0, items, *rest)
+        return
+    ends = [items * number // threads for number in range(threads + 1)]
+    for done in [_pool(threads).submit(loop, *span, *rest) for span in pairwise(ends)]:
+        done.result()
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that wait for work, kept for the process as PyTorch keeps its own; a forked process gets its own."""
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+    return ThreadPoolExecutor(threads, thread_name_prefix="scalekv")

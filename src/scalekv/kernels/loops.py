@@ -1,0 +1,461 @@
+"""The loops themselves, over flat arrays of numpy. Read `launch.py` first: it says what they do, and when.
+
+A tensor ``(rows, heads, tokens, channels)`` is the flat array of its numbers, from its first one on, and the strides of
+rows, heads and tokens; channels lie side by side. Numbers are float32, or the bits of bfloat16 as uint16. All of them
+are in this file: what numba keeps on disk is made anew when the file changes, not when another one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+Loop = TypeVar("Loop", bound=Callable[..., Any])
+
+_NAN, _INFINITE, _MAGNITUDE = np.uint32(0x7FC00000), np.uint32(0x7F800000), np.uint32(0x7FFFFFFF)
+_HEADER = 4
+
+BATCH = 32
+"""Vectors that are worked on together: loops over them are long enough to be quick, and all of it fits near a core."""
+
+
+def _compiled(loop: Loop) -> Loop:
+    """Machine code at the first call, kept on disk where there is a place for it; threads may run it side by side."""
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        compiled: Loop = njit(cache=True, **options)(loop)
+    except RuntimeError:  # no folder that can be written
+        compiled = njit(**options)(loop)
+    return compiled
+
+
+def _inner(loop: Loop) -> Loop:
+    """Part of others."""
+    compiled: Loop = njit(error_model="numpy")(loop)
+    return compiled
+
+
+def _typed(general: Callable[..., None]) -> Callable[[Loop], Loop]:
+    """What a loop is for numbers of some dtype."""
+    register: Callable[[Loop], Loop] = overload(general)
+    return register
+
+
+def _widen(source: Any, out: Any) -> None:
+    """Numbers as float32."""
+
+
+@_typed(_widen)
+def _widen_as(source: Any, out: Any) -> Callable[[Any, Any], None]:
+    if source.dtype == types.uint16:
+
+        def from_bfloat16(source: Any, out: Any) -> None:
+            bits = out.view(np.uint32)
+            for channel in range(len(source)):
+                bits[channel] = np.uint32(source[channel]) << np.uint32(16)
+
+        return from_bfloat16
+
+    def from_float32(source: Any, out: Any) -> None:
+        for channel in range(len(source)):
+            out[channel] = source[channel]
+
+    return from_float32
+
+
+def _narrow(source: Any, out: Any) -> None:
+    """Numbers of float32 as those of ``out``, rounded to the nearest, ties to even."""
+
+
+@_typed(_narrow)
+def _narrow_as(source: Any, out: Any) -> Callable[[Any, Any], None]:
+    if out.dtype == types.uint16:
+
+        def to_bfloat16(source: Any, out: Any) -> None:
+            bits = source.view(np.uint32)
+            for channel in range(len(out)):
+                out[channel] = _upper(bits[channel])
+
+        return to_bfloat16
+
+    def to_float32(source: Any, out: Any) -> None:
+        for channel in range(len(out)):
+            out[channel] = source[channel]
+
+    return to_float32
+
+
+@_inner
+def _upper(bits: Any) -> Any:
+    """The bits of the bfloat16 number nearest to a float32 number of these bits."""
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return rounded if bits & _MAGNITUDE <= _INFINITE else _NAN >> np.uint32(16)
+
+
+@_inner
+def _unfold(here: Any, there: Any) -> None:
+    """Sums of neighbours, then their differences."""
+    half = len(here) // 2
+    sums, differences = there[:half], there[half:]
+    for place in range(half):
+        first, second = here[2 * place], here[2 * place + 1]
+        sums[place] = first + second
+        differences[place] = first - second
+
+
+@_inner
+def _fold(here: Any, there: Any) -> None:
+    """Sums of the two halves' numbers and their differences in turn."""
+    half = len(here) // 2
+    low, high = here[:half], here[half:]
+    for place in range(half):
+        first, second = low[place], high[place]
+        there[2 * place] = first + second
+        there[2 * place + 1] = first - second
+
+
+@_inner
+def _mix(numbers: Any, spare: Any, channels: int, lying: bool) -> Any:
+    """The product of all vectors of a batch with a Hadamard matrix; in one of the two arrays, the other is lost.
+
+    All passes are the same loop over everything (Pease, 1968). One way it takes vector after vector, and gives the
+    first numbers of all, then the second ones, and so on; the other way, ``lying``, it takes them so and gives vectors.
+    """
+    here, there = numbers, spare
+    while channels > 1:
+        if lying:
+            _fold(here, there)
+        else:
+            _unfold(here, there)
+        here, there = there, here
+        channels //= 2
+    return here
+
+
+@_inner
+def _pack(bits: int, codes: Any, out: Any) -> None:
+    """Codes of a batch, channel after channel, as bytes in the same order; see `cache/codecs.py`."""
+    if bits == 8:
+        out[: len(codes)] = codes
+    elif bits == 4:
+        half = len(codes) // 2
+        first, second = codes[:half], codes[half:]
+        for place in range(half):
+            out[place] = first[place] | (second[place] << 4)
+    else:
+        size = len(codes) // 4
+        last = codes[3 * size :]
+        for part in range(3):
+            quarter, target = codes[part * size : (part + 1) * size], out[part * size : (part + 1) * size]
+            shift = 6 - 2 * part
+            for place in range(size):
+                target[place] = quarter[place] | ((last[place] << shift) & 0xC0)
+
+
+@_inner
+def _unpack(bits: int, packed: Any, codes: Any) -> None:
+    """Undo it."""
+    if bits == 8:
+        codes[:] = packed[: len(codes)]
+    elif bits == 4:
+        half = len(codes) // 2
+        first, second = codes[:half], codes[half:]
+        for place in range(half):
+            first[place] = packed[place] & 15
+            second[place] = packed[place] >> 4
+    else:
+        size = len(codes) // 4
+        last = codes[3 * size :]
+        one, two, three = packed[:size], packed[size : 2 * size], packed[2 * size : 3 * size]
+        for part in range(3):
+            quarter, source = codes[part * size : (part + 1) * size], packed[part * size : (part + 1) * size]
+            for place in range(size):
+                quarter[place] = source[place] & 63
+        for place in range(size):
+            last[place] = (one[place] >> 6) | ((two[place] >> 6) << 2) | ((three[place] >> 6) << 4)
+
+
+@_inner
+def _bfloat16(number: Any) -> Any:
+    """A float32 number rounded to bfloat16."""
+    return _float32(np.uint32(_upper(_bits(number))) << np.uint32(16))
+
+
+@_inner
+def _bits(number: Any) -> Any:
+    """Those of a float32 number."""
+    return np.float32(number).view(np.uint32)
+
+
+@_inner
+def _float32(bits: Any) -> Any:
+    """The number of 32 bits."""
+    return np.uint32(bits).view(np.float32)
+
+
+@_inner
+def _over(numerator: Any, denominator: Any) -> Any:
+    """A quotient, 0 where nothing is divided by."""
+    return np.float32(0) if denominator == 0 else numerator / denominator
+
+
+@_inner
+def _room(channels: int) -> Any:
+    """Room for a batch: its numbers; twice whole ones, codes, bytes; and least, most, unit, low, factor of each."""
+    size = BATCH * channels
+    return (
+        np.zeros(size, np.float32),
+        np.empty(size, np.int32),
+        np.empty(size, np.int32),
+        np.empty(size, np.uint8),
+        np.empty(size, np.uint8),
+        np.empty(BATCH, np.int32),
+        np.empty(BATCH, np.int32),
+        np.empty(BATCH, np.float32),
+        np.empty(BATCH, np.float32),
+        np.empty(BATCH, np.float32),
+    )
+
+
+@_inner
+def _encode(form: Any, turns: Any, numbers: Any, vectors: int, room: Any, out: Any, targets: Any) -> None:
+    """Code a batch of vectors.
+
+    Args:
+        form: bits, the largest number before vectors are turned, its product with the root of their channels, the
+            smallest magnitude, the share of the range that levels leave out at either end.
+        turns: signs of the channels.
+        numbers: ``BATCH`` vectors in float32.
+        vectors: so many of them count.
+        room: see :func:`_room`.
+        out: bytes, are written.
+        targets: where those of each vector begin.
+    """
+    bits, fixed, fixed_root, smallest, margin_share = form
+    _, whole, spare, codes, packed, least, most, units, lows, factors = room
+    channels, coded = len(turns), len(turns) * bits // 8
+    for vector in range(vectors):
+        part = slice(vector * channels, (vector + 1) * channels)
+        units[vector] = _whole(numbers[part], turns, fixed, smallest, whole[part]) / fixed_root
+    mixed = _mix(whole, spare, channels, False)
+    _ranges(mixed, least, most)
+    levels = np.float32((1 << bits) - 1)
+    for vector in range(vectors):
+        unit, low, high = units[vector], np.float32(least[vector]), np.float32(most[vector])
+        margin = (high - low) * margin_share
+        low, high = low + margin, high - margin
+        lowest = low * unit
+        minimum = _bfloat16(lowest - abs(lowest) * np.float32(2.0**-8))
+        low = _over(minimum, unit)
+        scale = _bfloat16((high - low) * unit / levels * np.float32(1 + 2.0**-8))
+        lows[vector], factors[vector] = low, _over(unit, scale)
+        _put(out, targets[vector], scale)
+        _put(out, targets[vector] + 2, minimum)
+        if not np.isfinite(unit):
+            lows[vector], factors[vector] = 0, 0
+    _quantise(mixed, lows, factors, np.int32(levels), codes)
+    _pack(bits, codes, packed)
+    for vector in range(vectors):
+        bytes_ = out[targets[vector] + _HEADER : targets[vector] + _HEADER + coded]
+        for place in range(coded):
+            bytes_[place] = packed[place * BATCH + vector]
+
+
+@_inner
+def _whole(numbers: Any, turns: Any, fixed: Any, smallest: Any, out: Any) -> Any:
+    """A vector as whole numbers up to ``fixed``, with signs; and the largest magnitude of its numbers."""
+    magnitudes, peak = numbers.view(np.uint32), np.uint32(0)
+    for channel in range(len(numbers)):
+        peak = max(peak, np.uint32(magnitudes[channel] & _MAGNITUDE))
+    if peak >= _INFINITE:
+        out[:] = 0
+        return _float32(_NAN)
+    largest = _float32(peak)
+    if largest < smallest:
+        largest = np.float32(0)
+    factor = _over(fixed, largest)
+    for channel in range(len(numbers)):
+        out[channel] = np.int32(np.rint(numbers[channel] * factor) * turns[channel])
+    return largest
+
+
+@_inner
+def _ranges(mixed: Any, least: Any, most: Any) -> None:
+    """The least and the largest number of every vector of a batch, whose channels come one after the other."""
+    least[:] = mixed[:BATCH]
+    most[:] = mixed[:BATCH]
+    for start in range(BATCH, len(mixed), BATCH):
+        some = mixed[start : start + BATCH]
+        for vector in range(BATCH):
+            least[vector], most[vector] = min(least[vector], some[vector]), max(most[vector], some[vector])
+
+
+@_inner
+def _quantise(mixed: Any, lows: Any, factors: Any, highest: Any, codes: Any) -> None:
+    """The level of every number; where all of its range is covered, none lies outside."""
+    for start in range(0, len(mixed), BATCH):
+        some, out = mixed[start : start + BATCH], codes[start : start + BATCH]
+        for vector in range(BATCH):
+            level = np.int32(np.rint((np.float32(some[vector]) - lows[vector]) * factors[vector]))
+            out[vector] = np.uint8(min(max(level, np.int32(0)), highest))
+
+
+@_inner
+def _put(out: Any, place: int, number: Any) -> None:
+    """Write a bfloat16 number as two bytes."""
+    bits = _bits(number)
+    out[place] = np.uint8((bits >> np.uint32(16)) & np.uint32(0xFF))
+    out[place + 1] = np.uint8(bits >> np.uint32(24))
+
+
+@_inner
+def _got(packed: Any, place: int) -> Any:
+    """The bfloat16 number of two bytes, in float32."""
+    bits = (np.uint32(packed[place]) << np.uint32(16)) | (np.uint32(packed[place + 1]) << np.uint32(24))
+    return _float32(bits)
+
+
+@_inner
+def _at(number: int, shape: Any, strides: Any) -> Any:
+    """Where the vector of this number begins."""
+    heads, tokens = shape[1], shape[2]
+    token, above = number % tokens, number // tokens
+    return (above // heads) * strides[0] + (above % heads) * strides[1] + token * strides[2]
+
+
+@_compiled
+def encode(
+    start: int, stop: int, shape: Any, form: Any, turns: Any, source: Any, source_strides: Any, out: Any, strides: Any
+) -> None:
+    """Code the vectors from one number to another, counted in the order of rows, heads and tokens."""
+    channels = len(turns)
+    room, targets = _room(channels), np.empty(BATCH, np.int64)
+    numbers = room[0]
+    for batch in range(start, stop, BATCH):
+        vectors = min(BATCH, stop - batch)
+        for place in range(vectors):
+            first = _at(batch + place, shape, source_strides)
+            targets[place] = _at(batch + place, shape, strides)
+            _widen(source[first : first + channels], numbers[place * channels : (place + 1) * channels])
+        _encode(form, turns, numbers, vectors, room, out, targets)
+
+
+@_compiled
+def decode(
+    start: int, stop: int, shape: Any, form: Any, turns: Any, packed: Any, packed_strides: Any, out: Any, strides: Any
+) -> None:
+    """Turn coded vectors back into numbers; what 128 codes of 8 bits add up to fits into 16."""
+    bits, root = form
+    channels, coded, size = len(turns), len(turns) * bits // 8, BATCH * len(turns)
+    lying, codes, spare = np.zeros(size, np.uint8), np.empty(size, np.int16), np.empty(size, np.int16)
+    numbers, firsts = np.empty(channels, np.float32), np.empty(BATCH, np.int64)
+    for batch in range(start, stop, BATCH):
+        vectors = min(BATCH, stop - batch)
+        for place in range(vectors):
+            firsts[place] = _at(batch + place, shape, packed_strides)
+            bytes_ = packed[firsts[place] + _HEADER : firsts[place] + _HEADER + coded]
+            for byte in range(coded):
+                lying[byte * BATCH + place] = bytes_[byte]
+        _unpack(bits, lying, codes)
+        mixed = _mix(codes, spare, channels, True)
+        for place in range(vectors):
+            scale, minimum = _got(packed, firsts[place]) / root, _got(packed, firsts[place] + 2) * root
+            some = mixed[place * channels : (place + 1) * channels]
+            for channel in range(channels):
+                numbers[channel] = np.float32(some[channel]) * turns[channel] * scale
+            numbers[0] += minimum * turns[0]
+            target = _at(batch + place, shape, strides)
+            _narrow(numbers, out[target : target + channels])
+
+
+@_compiled
+def merge(
+    start: int,
+    stop: int,
+    shape: Any,
+    form: Any,
+    turns: Any,
+    source: Any,
+    source_strides: Any,
+    count: Any,
+    count_strides: Any,
+    groups: Any,
+    groups_strides: Any,
+    sums: Any,
+    sums_strides: Any,
+    means: Any,
+    out: Any,
+    strides: Any,
+) -> None:
+    """Code the means of the groups of the heads from one number to another.
+
+    ``means`` is room for those of one head, and as many more as make whole batches.
+    """
+    channels, (_, heads, tokens, kept) = len(turns), shape
+    room, targets, numbers = _room(channels), np.empty(BATCH, np.int64), np.empty(channels, np.float32)
+    for vector in range(start, stop):
+        row, head = vector // heads, vector % heads
+        means[:] = 0
+        for token in range(tokens):
+            first = row * source_strides[0] + head * source_strides[1] + token * source_strides[2]
+            weight = count[row * count_strides[0] + head * count_strides[1] + token * count_strides[2]]
+            group = groups[row * groups_strides[0] + head * groups_strides[1] + token * groups_strides[2]]
+            _widen(source[first : first + channels], numbers)
+            mean = means[group * channels : (group + 1) * channels]
+            for channel in range(channels):
+                mean[channel] += numbers[channel] * weight
+        for group in range(kept):
+            total = sums[row * sums_strides[0] + head * sums_strides[1] + group * sums_strides[2]]
+            total = max(total, np.float32(1))
+            mean = means[group * channels : (group + 1) * channels]
+            for channel in range(channels):
+                mean[channel] /= total
+        for batch in range(0, kept, BATCH):
+            vectors = min(BATCH, kept - batch)
+            for place in range(vectors):
+                targets[place] = row * strides[0] + head * strides[1] + (batch + place) * strides[2]
+            _encode(form, turns, means[batch * channels : (batch + BATCH) * channels], vectors, room, out, targets)
+
+
+@_compiled
+def gather(
+    start: int, stop: int, shape: Any, source: Any, source_strides: Any, places: Any, over: Any, out: Any, strides: Any
+) -> None:
+    """Copy the vectors at some places, in float32, each divided by the number of its head."""
+    heads, kept, channels = shape[1], shape[2], shape[3]
+    for vector in range(start, stop):
+        above, place = vector // kept, places[vector % kept]
+        first = (above // heads) * source_strides[0] + (above % heads) * source_strides[1] + place * source_strides[2]
+        target, divisor = _at(vector, shape, strides), over[above]
+        numbers = out[target : target + channels]
+        _widen(source[first : first + channels], numbers)
+        for channel in range(channels):
+            numbers[channel] /= divisor
+
+
+@_compiled
+def largest(start: int, stop: int, near: Any, width: int, places: Any, offset: int, out: Any, tokens: int) -> None:
+    """The place of the largest of each row of numbers, the first of equal ones.
+
+    As whole numbers in the order of the float32 numbers, whose largest a processor finds several at a time.
+    """
+    for row in range(start, stop):
+        numbers = near[row * width : (row + 1) * width]
+        most = np.int32(-(2**31))
+        for place in range(width):
+            most = max(most, _ordered(numbers[place]))
+        place = 0
+        while _ordered(numbers[place]) != most:
+            place += 1
+        out[(row // len(places)) * tokens + places[row % len(places)]] = place + offset
+
+
+@_inner
+def _ordered(number: Any) -> Any:
+    """A whole number that stands to those of others as the number does; both zeros are the same one."""
+    bits = np.float32(number + np.float32(0)).view(np.int32)
+    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
