@@ -29,7 +29,11 @@ REQUIRED = (
     "typer",
     "rich",
 )
-OPTIONAL = {"matplotlib": "pictures of profiles"}
+OPTIONAL = {
+    "matplotlib": ("plot", "there are no pictures of profiles"),
+    "numba": ("cpu", "bytewise and codecs take longer on CPUs"),
+}
+"""Packages of extras: which extra, and what is missed without it."""
 PROBED = ("torchvision", "torchaudio", "flash-attn", "xformers", "bitsandbytes")
 """Packages that diffusers or transformers look for by themselves: broken ones break their import."""
 
@@ -103,9 +107,9 @@ def _devices(torch: Any) -> list[dict[str, Any]]:
 def _missing(versions: dict[str, str | None]) -> list[dict[str, str]]:
     missing = [name for name in REQUIRED if versions[name] is None and name != "torch"]
     problems = [_problem(name, "not installed, but needed", f"pip install {name}") for name in missing]
-    for name, purpose in OPTIONAL.items():
+    for name, (extra, missed) in OPTIONAL.items():
         if versions[name] is None:
-            problems.append(_problem(name, f"not installed, so there are no {purpose}", "pip install 'scalekv[plot]'"))
+            problems.append(_problem(name, f"not installed, so {missed}", f"pip install 'scalekv[{extra}]'"))
     return problems
 
 
@@ -133,7 +137,7 @@ def _broken(versions: dict[str, str | None], torch_is_broken: bool) -> list[dict
     if torch_is_broken:
         return []
     problems = []
-    for name in (*PROBED, "matplotlib", "diffusers", "transformers"):
+    for name in (*PROBED, *OPTIONAL, "diffusers", "transformers"):
         if versions[name] is None:
             continue
         try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
@@ -113,14 +113,8 @@ def merge(form: IntegerForm, source: Tensor, count: Tensor, groups: Tensor, sums
     rows, heads, tokens, channels = source.shape
     kept = sums.shape[2]
     tensors = [part for tensor in (source, count, groups, sums) for part in _strided(tensor)]
-    front: tuple[Any, ...] = ((rows, heads, tokens, kept), form.encoding(), _flat(form.signs), *tensors)
-
-    def some(start: int, stop: int) -> None:
-        means = torch.empty(-(-kept // loops.BATCH) * loops.BATCH * channels)
-        rest: tuple[Any, ...] = (*front, means.numpy(), *_strided(out))
-        loops.merge(start, stop, *rest)
-
-    _share(some, (), rows * heads, tokens * channels)
+    rest: tuple[Any, ...] = ((rows, heads, tokens, kept), form.encoding(), _flat(form.signs), *tensors, *_strided(out))
+    _share(loops.merge, rest, rows * heads, tokens * channels)
 
 
 def gather(source: Tensor, places: Tensor, over: Tensor | None, out: Tensor) -> None:
@@ -169,15 +163,23 @@ def _flat(tensor: Tensor) -> Any:
     return tensor.as_strided((extent,), (1,)).numpy()
 
 
-def _share(loop: Callable[..., None], rest: tuple[Any, ...], items: int, numbers: int) -> None:
+def _share(loop: Any, rest: tuple[Any, ...], items: int, numbers: int) -> None:
     """Run a loop over all items, of so many numbers each, on as many threads as PyTorch uses and are worth it."""
     threads = max(1, min(torch.get_num_threads(), items, items * numbers // SHARE))
+    ends = [items * number // threads for number in range(threads + 1)]
+    compilations = _compilations(loop)
     if threads == 1:
         loop(0, items, *rest)
-        return
-    ends = [items * number // threads for number in range(threads + 1)]
-    for done in [_pool(threads).submit(loop, *span, *rest) for span in pairwise(ends)]:
-        done.result()
+    else:
+        for done in [_pool(threads).submit(loop, *span, *rest) for span in pairwise(ends)]:
+            done.result()
+    if _compilations(loop) != compilations:
+        # The compiler leaves cycles behind that hold the arrays of the call, and so the memory of a cache.
+        gc.collect()
+
+
+def _compilations(loop: Any) -> int:
+    return sum(loop.stats.cache_misses.values())
 
 
 @lru_cache(maxsize=1)

@@ -387,15 +387,12 @@ def merge(
     groups_strides: Any,
     sums: Any,
     sums_strides: Any,
-    means: Any,
     out: Any,
     strides: Any,
 ) -> None:
-    """Code the means of the groups of the heads from one number to another.
-
-    ``means`` is room for those of one head, and as many more as make whole batches.
-    """
+    """Code the means of the groups of the heads from one number to another."""
     channels, (_, heads, tokens, kept) = len(turns), shape
+    means = np.empty(-(-kept // BATCH) * BATCH * channels, np.float32)
     room, targets, numbers = _room(channels), np.empty(BATCH, np.int64), np.empty(channels, np.float32)
     for vector in range(start, stop):
         row, head = vector // heads, vector % heads
