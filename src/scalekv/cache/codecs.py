@@ -17,7 +17,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from scalekv import kernels
+from scalekv.kernels import IntegerForm, runs_on
+from scalekv.kernels import decode as decode_in_loops
+from scalekv.kernels import encode as encode_in_loops
+from scalekv.kernels import merge as merge_in_loops
 from scalekv.planning.codecs import VectorCodec
 
 FIXED = 2.0**15
@@ -89,9 +92,9 @@ def mixed(numbers: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _form(codec: VectorCodec, head_dim: int) -> kernels.IntegerForm:
+def _form(codec: VectorCodec, head_dim: int) -> IntegerForm:
     covered = TRIMMED.get(codec.bits, 1.0)
-    return kernels.IntegerForm(codec.bits, signs(head_dim, torch.device("cpu")), FIXED, SMALLEST, covered)
+    return IntegerForm(codec.bits, signs(head_dim, torch.device("cpu")), FIXED, SMALLEST, covered)
 
 
 def has_loops(codec: VectorCodec, numbers: Tensor) -> bool:
@@ -103,7 +106,7 @@ def has_loops(codec: VectorCodec, numbers: Tensor) -> bool:
     """
     head_dim = numbers.shape[-1]
     integers = bool(codec.bits) and codec.name != "fp8"
-    return integers and rotation_width(head_dim) == head_dim <= LOOP_CHANNELS and kernels.runs_on(numbers)
+    return integers and rotation_width(head_dim) == head_dim <= LOOP_CHANNELS and runs_on(numbers)
 
 
 def encode(codec: VectorCodec, source: Tensor, out: Tensor) -> None:
@@ -119,7 +122,7 @@ def encode(codec: VectorCodec, source: Tensor, out: Tensor) -> None:
     elif codec.name == "fp8":
         _encode_fp8(source, out)
     elif has_loops(codec, source):
-        kernels.encode(_form(codec, source.shape[-1]), source, out)
+        encode_in_loops(_form(codec, source.shape[-1]), source, out)
     else:
         _encode_integers(codec, source, out)
 
@@ -136,7 +139,7 @@ def decode(codec: VectorCodec, packed: Tensor, out: Tensor) -> None:
         out.copy_(packed.view(out.dtype))
         return
     if has_loops(codec, out):
-        kernels.decode(_form(codec, out.shape[-1]), packed, out)
+        decode_in_loops(_form(codec, out.shape[-1]), packed, out)
         return
     numbers = _decode_fp8(packed) if codec.name == "fp8" else _decode_integers(codec, packed, out.shape[-1])
     if out.dtype == torch.float16:
@@ -363,7 +366,7 @@ def encode_means(codec: VectorCodec, source: Tensor, count: Tensor, groups: Tens
         sums: ``(rows, heads, kept)`` float32, the counts of every group.
         out: ``(rows, heads, kept, bytes)``, is written.
     """
-    kernels.merge(_form(codec, source.shape[-1]), source, count, groups, sums, out)
+    merge_in_loops(_form(codec, source.shape[-1]), source, count, groups, sums, out)
 
 
 def _picked(source: Tensor, index: Tensor) -> Tensor:

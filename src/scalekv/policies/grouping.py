@@ -162,10 +162,10 @@ def _join(
 
 def _gather(vectors: Tensor, places: Tensor, over: Tensor | None, out: Tensor) -> None:
     """Copy the tokens at ``places`` in float32, divided by what is ``(rows, heads, 1, 1)``."""
-    from scalekv import kernels
+    from scalekv.kernels import gather, runs_on
 
-    if kernels.runs_on(vectors, out):
-        kernels.gather(vectors, places, over, out)
+    if runs_on(vectors, out):
+        gather(vectors, places, over, out)
         return
     out.copy_(vectors.index_select(2, places))
     if over is not None:
@@ -174,10 +174,10 @@ def _gather(vectors: Tensor, places: Tensor, over: Tensor | None, out: Tensor) -
 
 def _put_largest(near: Tensor, places: Tensor, offset: int, groups: Tensor) -> None:
     """Write where the largest of each row of ``near``, ``(vectors, places, window)``, is, and ``offset`` more."""
-    from scalekv import kernels
+    from scalekv.kernels import largest, runs_on
 
-    if kernels.runs_on(near[None]):
-        kernels.largest(near, places, offset, groups)
+    if runs_on(near[None]):
+        largest(near, places, offset, groups)
         return
     # As argmax, in half the time on a CPU.
     nearest = near.max(-1).indices
