@@ -171,7 +171,8 @@ def _share(loop: Any, rest: tuple[Any, ...], items: int, numbers: int) -> None:
     if threads == 1:
         loop(0, items, *rest)
     else:
-        for done in [_pool(threads).submit(loop, *span, *rest) for span in pairwise(ends)]:
+        pool = _pool(torch.get_num_threads())
+        for done in [pool.submit(loop, *span, *rest) for span in pairwise(ends)]:
             done.result()
     if _compilations(loop) != compilations:
         # The compiler leaves cycles behind that hold the arrays of the call, and so the memory of a cache.
