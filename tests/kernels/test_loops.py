@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -136,6 +139,20 @@ def test_threads_change_nothing(monkeypatch):
     monkeypatch.setattr(launch, "SHARE", 64)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert torch.equal(coded(codec, source), alone)
+
+
+def test_a_compilation_holds_no_memory(monkeypatch):
+    numba, loops = pytest.importorskip("numba"), pytest.importorskip("scalekv.kernels.loops")
+    monkeypatch.setattr(loops, "encode", numba.njit(loops.encode.py_func))
+    codec, source = VECTOR_CODECS["int8"], torch.ones(1, 1, 2, 16)
+    packed, storage = torch.empty((1, 1, 2, 20), dtype=torch.uint8), weakref.ref(source.untyped_storage())
+    gc.disable()
+    try:
+        encode(codec, source, packed)
+        del source
+        assert storage() is None
+    finally:
+        gc.enable()
 
 
 def test_what_the_loops_cannot_do_is_left_to_pytorch():
