@@ -184,13 +184,14 @@ def test_env_names_a_broken_optional_package(answer: Callable, monkeypatch: pyte
 
 
 def test_env_names_what_is_missing_or_old(answer: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = {"matplotlib": None, "accelerate": None, "diffusers": "0.35.0"}
+    changed = {"matplotlib": None, "numba": None, "accelerate": None, "diffusers": "0.35.0"}
     version = env_command._version
     monkeypatch.setattr(env_command, "_version", lambda name: changed.get(name, version(name)))
     monkeypatch.setattr(env_command.metadata, "requires", lambda _: ["diffusers>=0.40", "torch>=2.6"])
     problems = {one["package"]: one for one in answer("env")["problems"]}
     assert set(problems) == set(changed)
     assert problems["matplotlib"]["mend"] == "pip install 'scalekv[plot]'"
+    assert problems["numba"]["mend"] == "pip install 'scalekv[cpu]'"
     assert problems["diffusers"]["mend"] == "pip install 'diffusers>=0.40'"
 
 
