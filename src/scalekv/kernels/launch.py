@@ -117,21 +117,30 @@ def merge(form: IntegerForm, source: Tensor, count: Tensor, groups: Tensor, sums
     _share(loops.merge, rest, rows * heads, tokens * channels)
 
 
-def gather(source: Tensor, places: Tensor, over: Tensor | None, out: Tensor) -> None:
-    """Copy the tokens at some places in float32.
+class Gathering:
+    """Vectors of a pair of tensors, copied side by side in float32: prepared once, for many calls.
 
     Args:
-        source: ``(rows, heads, tokens, channels)``, see :func:`runs_on`.
-        places: ``(n,)`` int64.
-        over: what they are divided by, ``(rows, heads, 1, 1)`` float32; ``None`` for nothing.
-        out: ``(rows, heads, n, channels)`` float32, is written.
+        pair: two of ``(rows, heads, tokens, channels)``, see :func:`runs_on`.
     """
-    from scalekv.kernels import loops
 
-    rows, heads, kept, channels = out.shape
-    divisors = torch.ones(rows * heads) if over is None else over.flatten()
-    rest = (tuple(out.shape), *_strided(source), _flat(places), _flat(divisors), *_strided(out))
-    _share(loops.gather, rest, rows * heads * kept, channels)
+    def __init__(self, pair: tuple[Tensor, Tensor]) -> None:
+        self._heads, self._channels = pair[0].shape[1], pair[0].shape[3]
+        self._sources = tuple(part for tensor in pair for part in _strided(tensor))
+
+    def __call__(self, places: Tensor, over: Tensor, out: Tensor) -> None:
+        """Copy the tokens at some places.
+
+        Args:
+            places: ``(n,)`` int64.
+            over: what the vectors of each half are divided by, ``(rows, heads, 2)`` float32, contiguous.
+            out: ``(rows, heads, n, 2 * channels)`` float32, contiguous, is written.
+        """
+        from scalekv.kernels import loops
+
+        shape = (self._heads, len(places), self._channels)
+        rest = (shape, *self._sources, _flat(places), _flat(over), _flat(out))
+        _share(loops.gather, rest, out.numel() // (2 * self._channels), 2 * self._channels)
 
 
 def largest(near: Tensor, places: Tensor, offset: int, out: Tensor) -> None:
@@ -156,9 +165,12 @@ def _strided(tensor: Tensor) -> tuple[Any, tuple[int, ...]]:
 
 
 def _flat(tensor: Tensor) -> Any:
-    tensor = tensor.detach()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.view(torch.uint16)
+    if tensor.is_contiguous():
+        return tensor.view(-1).numpy()
     extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.as_strided((extent,), (1,)).numpy()
 

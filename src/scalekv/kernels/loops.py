@@ -420,18 +420,35 @@ def merge(
 
 @_compiled
 def gather(
-    start: int, stop: int, shape: Any, source: Any, source_strides: Any, places: Any, over: Any, out: Any, strides: Any
+    start: int,
+    stop: int,
+    shape: Any,
+    first: Any,
+    first_strides: Any,
+    second: Any,
+    second_strides: Any,
+    places: Any,
+    over: Any,
+    out: Any,
 ) -> None:
-    """Copy the vectors at some places, in float32, each divided by the number of its head."""
-    heads, kept, channels = shape[1], shape[2], shape[3]
+    """Copy the vectors of two tensors at some places side by side, in float32, each over the number of its head."""
+    heads, kept, channels = shape
     for vector in range(start, stop):
-        above, place = vector // kept, places[vector % kept]
-        first = (above // heads) * source_strides[0] + (above % heads) * source_strides[1] + place * source_strides[2]
-        target, divisor = _at(vector, shape, strides), over[above]
-        numbers = out[target : target + channels]
-        _widen(source[first : first + channels], numbers)
-        for channel in range(channels):
-            numbers[channel] /= divisor
+        above, place, target = vector // kept, places[vector % kept], 2 * vector * channels
+        row, head = above // heads, above % heads
+        here = row * first_strides[0] + head * first_strides[1] + place * first_strides[2]
+        there = row * second_strides[0] + head * second_strides[1] + place * second_strides[2]
+        left, right = out[target : target + channels], out[target + channels : target + 2 * channels]
+        _widen(first[here : here + channels], left)
+        _widen(second[there : there + channels], right)
+        _divide(left, over[2 * above])
+        _divide(right, over[2 * above + 1])
+
+
+@_inner
+def _divide(numbers: Any, divisor: Any) -> None:
+    for channel in range(len(numbers)):
+        numbers[channel] /= divisor
 
 
 @_compiled
@@ -445,10 +462,10 @@ def largest(start: int, stop: int, near: Any, width: int, places: Any, offset: i
         most = np.int32(-(2**31))
         for place in range(width):
             most = max(most, _ordered(numbers[place]))
-        place = 0
-        while _ordered(numbers[place]) != most:
-            place += 1
-        out[(row // len(places)) * tokens + places[row % len(places)]] = place + offset
+        found = np.int32(width)
+        for place in range(width):
+            found = min(found, np.int32(place) if _ordered(numbers[place]) == most else np.int32(width))
+        out[(row // len(places)) * tokens + places[row % len(places)]] = found + offset
 
 
 @_inner

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from scalekv.planning.token_merging import MERGING_BLOCK, SEARCH_BLOCK
 from scalekv.planning.weighing import NEAR_BYTES
 
@@ -46,28 +48,24 @@ def nearest_groups(
     """
     import torch
 
-    pair, (rows, heads, tokens, _) = (key, value), key.shape
-    positions = _spaced(tokens, kept)
-    if heights is not None:
-        positions = positions[heights[positions].sort(stable=True)[1]]
-    levels = None if heights is None else heights[positions]
-    others = torch.ones(tokens, dtype=torch.bool).index_fill_(0, positions, False).nonzero()[:, 0]
-    positions = positions.to(key.device)
-    centres = torch.empty((rows, heads, kept, 2 * key.shape[-1]), device=key.device)
-    spreads = []
-    for vectors, seeds in zip(pair, centres.chunk(2, -1), strict=True):
-        _gather(vectors, positions, None, seeds)
-        spreads.append(_spread(seeds))
-        seeds.div_(spreads[-1])
+    rows, heads, tokens, channels = key.shape
+    levels = None if heights is None else heights.numpy()
+    seeds, others = _seeds(tokens, kept, levels)
+    search = _Search(key, value, kept)
+    places = torch.from_numpy(seeds).to(key.device)
+    centres = torch.empty((rows, heads, kept, 2 * channels), device=key.device)
+    search.gather(places, torch.ones((rows, heads, 2), device=key.device), centres)
+    spreads = _spreads(centres)
+    centres.unflatten(-1, (2, channels)).div_(spreads[:, :, None, :, None])
     groups = torch.empty((rows, heads, tokens), dtype=torch.int64, device=key.device)
-    groups.index_copy_(2, positions, torch.arange(kept, device=key.device).expand(rows, heads, -1))
-    _join(groups, pair, centres, spreads, _blocks(others, heights, levels, kept, reach))
+    groups.index_copy_(2, places, torch.arange(kept, device=key.device).expand(rows, heads, -1))
+    search.join(groups, centres, spreads, _blocks(others, seeds, levels, reach))
     for _ in range(rounds):
         sums = torch.zeros(centres.shape[:3], device=key.device).scatter_add_(2, groups, count)
-        parts = zip(pair, spreads, strict=True)
-        means = torch.cat([group_means(one, count, groups, sums) / spread for one, spread in parts], dim=-1)
-        centres = torch.where(sums[..., None] > 0, means, centres)
-        _join(groups, pair, centres, spreads, _blocks(torch.arange(tokens), heights, levels, kept, reach))
+        parts = zip((key, value), spreads.unbind(-1), strict=True)
+        means = [group_means(one, count, groups, sums) / spread[:, :, None, None] for one, spread in parts]
+        centres = torch.where(sums[..., None] > 0, torch.cat(means, -1), centres)
+        search.join(groups, centres, spreads, _blocks(np.arange(tokens), seeds, levels, reach))
     return groups
 
 
@@ -88,100 +86,125 @@ def candidate_heights(schedule: Schedule, segment: Segment, history: int) -> Ten
     """
     import torch
 
-    def rows(one: Segment) -> Tensor:
-        middles = (torch.arange(one.height) + 0.5) / one.height
-        return middles.repeat_interleave(one.width).repeat(one.frames)
+    def rows(one: Segment) -> np.ndarray:
+        middles = _middles(one.height)
+        return np.tile(middles.repeat(one.width), one.frames)
 
     earlier = schedule.segments[: segment.index]
     if history == schedule.start(segment.index):
         before = [rows(one) for one in earlier]
     else:
-        before = [(torch.arange(history) + 0.5) / max(1, history)]
-    heights = torch.cat([*before, rows(segment)])
+        before = [_middles(history)]
+    heights = np.concatenate([*before, rows(segment)])
     heights[0] = 0.0
-    return heights
+    return torch.from_numpy(heights)
 
 
-def _spaced(tokens: int, kept: int) -> Tensor:
-    """``kept`` positions from the first to the last."""
-    import torch
+def _middles(parts: int) -> np.ndarray:
+    """The middles of equal parts of what goes from 0 to 1."""
+    return (np.arange(parts, dtype=np.float32) + np.float32(0.5)) / np.float32(max(1, parts))
 
-    return torch.arange(kept) * (tokens - 1) // max(1, kept - 1)
+
+def _seeds(tokens: int, kept: int, heights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """``kept`` positions from the first token to the last, in the order of their heights; and all others."""
+    seeds = np.arange(kept) * (tokens - 1) // max(1, kept - 1)
+    other = np.ones(tokens, dtype=bool)
+    other[seeds] = False
+    if heights is not None:
+        seeds = seeds[heights[seeds].argsort(kind="stable")]
+    return seeds, other.nonzero()[0]
 
 
 def _blocks(
-    places: Tensor, heights: Tensor | None, levels: Tensor | None, kept: int, reach: int
-) -> list[tuple[Tensor, slice]]:
-    """Blocks of the tokens at ``places``, and the groups, of ascending ``levels``, that each looks at."""
-    import torch
-
-    if heights is None or levels is None:
-        return [(block, slice(0, kept)) for block in places.split(SEARCH_BLOCK)]
-    ascending, sequence = heights[places].sort(stable=True)
-    blocks = ascending.split(SEARCH_BLOCK) if len(places) else ()
-    ends = torch.tensor([[block[0], block[-1]] for block in blocks]).view(-1, 2).mT
-    first = torch.searchsorted(levels, ends[0].contiguous()) - reach
-    last = torch.searchsorted(levels, ends[1].contiguous(), right=True) + reach
+    places: np.ndarray, seeds: np.ndarray, heights: np.ndarray | None, reach: int
+) -> list[tuple[np.ndarray, slice]]:
+    """Blocks of the tokens at ``places``, and the groups that each looks at: around ``seeds`` of like heights."""
+    kept, starts = len(seeds), range(0, len(places), SEARCH_BLOCK)
+    if heights is None:
+        return [(places[start : start + SEARCH_BLOCK], slice(0, kept)) for start in starts]
+    places = places[heights[places].argsort(kind="stable")]
+    ascending, levels = heights[places], heights[seeds]
+    first = levels.searchsorted(ascending[::SEARCH_BLOCK]) - reach
+    last = levels.searchsorted(ascending[[min(start + SEARCH_BLOCK, len(places)) - 1 for start in starts]], "right")
     # A block between two levels would see no group at all without a reach.
-    limits = zip(first.clamp(0, kept - 1).tolist(), last.clamp(1, kept).tolist(), strict=True)
+    limits = zip(first.clip(0, kept - 1).tolist(), (last + reach).clip(1, kept).tolist(), strict=True)
     windows = [slice(start, max(start + 1, stop)) for start, stop in limits]
-    return list(zip(places[sequence].split(SEARCH_BLOCK), windows, strict=True)) if windows else []
+    return [(places[start : start + SEARCH_BLOCK], window) for start, window in zip(starts, windows, strict=True)]
 
 
-def _spread(vectors: Tensor) -> Tensor:
-    """Root mean square distance from the mean, ``(rows, heads, 1, 1)``."""
+def _spreads(vectors: Tensor) -> Tensor:
+    """Root mean square distance from the mean of each half of ``(rows, heads, tokens, channels)``: ``(rows, heads, 2)``."""
+    halves = (2, vectors.shape[-1] // 2)
     # The mean square less the square of the mean: on CPUs several times quicker than a centred copy.
-    squares = vectors.norm(dim=-1, keepdim=True).square_().mean(2, keepdim=True)
-    middle = vectors.mean(2, keepdim=True).norm(dim=-1, keepdim=True).square_()
-    spread: Tensor = squares.sub_(middle).clamp_(min=0).sqrt_().clamp_(min=_LEAST)
-    return spread
+    squares = vectors.unflatten(-1, halves).norm(dim=-1).square_().transpose(2, 3).contiguous().mean(-1)
+    middle = vectors.mean(2).unflatten(-1, halves).norm(dim=-1).square_()
+    spreads: Tensor = squares.sub_(middle).clamp_(min=0).sqrt_().clamp_(min=_LEAST)
+    return spreads
 
 
-def _join(
-    groups: Tensor,
-    pair: tuple[Tensor, Tensor],
-    centres: Tensor,
-    spreads: Sequence[Tensor],
-    blocks: Sequence[tuple[Tensor, slice]],
-) -> None:
-    """Write into ``groups``, ``(rows, heads, tokens)``, the nearest centre among those of a token's window."""
-    import torch
+class _Search:
+    """Finds the nearest of some centres for tokens of a pair of tensors, a block of them at a time.
 
-    rows, heads, _ = groups.shape
-    lengths = centres.norm(dim=-1)[:, :, None].square_().div_(-2).flatten(0, 1)
-    centres = centres.flatten(0, 1)
-    widest = max((len(places) for places, _ in blocks), default=0)
-    room = torch.empty((rows, heads, widest, centres.shape[-1]), device=groups.device)
-    for block, window in blocks:
-        features, places = room[:, :, : len(block)], block.to(groups.device)
-        for vectors, spread, part in zip(pair, spreads, features.chunk(2, -1), strict=True):
-            _gather(vectors, places, spread, part)
-        near = torch.baddbmm(lengths[..., window], features.flatten(0, 1), centres[:, window].mT)
-        _put_largest(near, places, window.start, groups)
+    Args:
+        key: ``(rows, heads, tokens, head_dim)``.
+        value: the same shape.
+        kept: number of centres.
+    """
 
+    def __init__(self, key: Tensor, value: Tensor, kept: int) -> None:
+        import torch
 
-def _gather(vectors: Tensor, places: Tensor, over: Tensor | None, out: Tensor) -> None:
-    """Copy the tokens at ``places`` in float32, divided by what is ``(rows, heads, 1, 1)``."""
-    from scalekv.kernels import gather, runs_on
+        from scalekv.kernels import Gathering, runs_on
 
-    if runs_on(vectors, out):
-        gather(vectors, places, over, out)
-        return
-    out.copy_(vectors.index_select(2, places))
-    if over is not None:
-        out.div_(over)
+        self._pair = key, value
+        self._loops = Gathering(self._pair) if runs_on(key, value) else None
+        rows, heads, tokens, channels = key.shape
+        block = rows * heads * min(SEARCH_BLOCK, tokens)
+        self._features = torch.empty(block * 2 * channels, device=key.device)
+        self._near = torch.empty(block * kept, device=key.device)
 
+    def gather(self, places: Tensor, over: Tensor, out: Tensor) -> None:
+        """Copy keys and values at ``places`` to the halves of ``out``, divided by those of ``over``.
 
-def _put_largest(near: Tensor, places: Tensor, offset: int, groups: Tensor) -> None:
-    """Write where the largest of each row of ``near``, ``(vectors, places, window)``, is, and ``offset`` more."""
-    from scalekv.kernels import largest, runs_on
+        Args:
+            places: ``(n,)`` int64.
+            over: ``(rows, heads, 2)`` float32.
+            out: ``(rows, heads, n, 2 * head_dim)`` float32, contiguous, is written.
+        """
+        if self._loops is not None:
+            self._loops(places, over, out)
+            return
+        for vectors, divisors, half in zip(self._pair, over.unbind(-1), out.chunk(2, -1), strict=True):
+            half.copy_(vectors.index_select(2, places))
+            half.div_(divisors[:, :, None, None])
 
-    if runs_on(near[None]):
-        largest(near, places, offset, groups)
-        return
-    # As argmax, in half the time on a CPU.
-    nearest = near.max(-1).indices
-    groups.index_copy_(2, places, nearest.unflatten(0, groups.shape[:2]).add_(offset))
+    def join(
+        self, groups: Tensor, centres: Tensor, spreads: Tensor, blocks: Sequence[tuple[np.ndarray, slice]]
+    ) -> None:
+        """Write into ``groups``, ``(rows, heads, tokens)``, the nearest centre among those of a token's window."""
+        import torch
+
+        lengths = centres.norm(dim=-1)[:, :, None].square_().div_(-2).flatten(0, 1)
+        centres = centres.flatten(0, 1)
+        vectors, _, channels = centres.shape
+        for block, window in blocks:
+            places, width = torch.from_numpy(block).to(groups.device), window.stop - window.start
+            features = self._features[: vectors * len(block) * channels].view(vectors, len(block), channels)
+            self.gather(places, spreads, features.unflatten(0, groups.shape[:2]))
+            near = self._near[: vectors * len(block) * width].view(vectors, len(block), width)
+            torch.baddbmm(lengths[..., window], features, centres[:, window].mT, out=near)
+            self._put_largest(near, places, window.start, groups)
+
+    def _put_largest(self, near: Tensor, places: Tensor, offset: int, groups: Tensor) -> None:
+        """Write where the largest of each row of ``near``, ``(vectors, places, window)``, is, and ``offset`` more."""
+        from scalekv.kernels import largest
+
+        if self._loops is not None:
+            largest(near, places, offset, groups)
+            return
+        # As argmax, in half the time on a CPU.
+        nearest = near.max(-1).indices
+        groups.index_copy_(2, places, nearest.unflatten(0, groups.shape[:2]).add_(offset))
 
 
 def group_means(source: Tensor, count: Tensor, groups: Tensor, sums: Tensor) -> Tensor:
