@@ -21,18 +21,29 @@ class HeadIndex:
     """
 
     def __init__(self, heads: Sequence[int], geometry: CacheGeometry, device: torch.device) -> None:
-        numbers = torch.tensor(heads, device=device)
         self._parts = geometry.parts
-        own = (numbers,) if self._parts == 1 else (numbers // geometry.network_heads, numbers % geometry.network_heads)
-        self._places = (slice(None), *own)
+        self._own = [divmod(head, geometry.network_heads) for head in heads]
+        parts, numbers = torch.tensor(self._own, device=device).view(-1, 2).unbind(1)
+        self._places = (slice(None), numbers) if self._parts == 1 else (slice(None), parts, numbers)
 
     def take(self, tensor: Tensor) -> Tensor:
         """A copy of the heads of ``tensor``, ``(rows, their number, ...)``."""
-        return self._view(tensor)[self._places]
+        if tensor.is_cuda:
+            return self._view(tensor)[self._places]
+        return torch.stack(self._slices(tensor), dim=1)  # on CPUs several times quicker
 
     def put(self, tensor: Tensor, own: Tensor) -> None:
         """Write what `take` would give."""
-        self._view(tensor)[self._places] = own
+        if tensor.is_cuda:
+            self._view(tensor)[self._places] = own
+            return
+        for target, head in zip(self._slices(tensor), own.unbind(1), strict=True):
+            target.copy_(head)
+
+    def _slices(self, tensor: Tensor) -> list[Tensor]:
+        """The part of each head."""
+        view = self._view(tensor)
+        return [view[:, head] if self._parts == 1 else view[:, part, head] for part, head in self._own]
 
     def _view(self, tensor: Tensor) -> Tensor:
         return tensor if self._parts == 1 else tensor.unflatten(0, (self._parts, -1)).transpose(0, 1)
