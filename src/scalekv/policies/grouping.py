@@ -102,7 +102,8 @@ def candidate_heights(schedule: Schedule, segment: Segment, history: int) -> Ten
 
 def _middles(parts: int) -> np.ndarray:
     """The middles of equal parts of what goes from 0 to 1."""
-    return (np.arange(parts, dtype=np.float32) + np.float32(0.5)) / np.float32(max(1, parts))
+    middles: np.ndarray = (np.arange(parts, dtype=np.float32) + np.float32(0.5)) / np.float32(max(1, parts))
+    return middles
 
 
 def _seeds(tokens: int, kept: int, heights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +134,14 @@ def _blocks(
 
 
 def _spreads(vectors: Tensor) -> Tensor:
-    """Root mean square distance from the mean of each half of ``(rows, heads, tokens, channels)``: ``(rows, heads, 2)``."""
+    """Root mean square distance from the mean of each half of the channels.
+
+    Args:
+        vectors: ``(rows, heads, tokens, channels)``.
+
+    Returns:
+        ``(rows, heads, 2)`` float32.
+    """
     halves = (2, vectors.shape[-1] // 2)
     # The mean square less the square of the mean: on CPUs several times quicker than a centred copy.
     squares = vectors.unflatten(-1, halves).norm(dim=-1).square_().transpose(2, 3).contiguous().mean(-1)
