@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -106,9 +107,9 @@ def test_groups_are_the_same(dtype, without_loops):
 
 
 def test_the_first_of_equal_numbers_is_the_largest():
-    near = torch.tensor([[[-1.0, -0.0, 0.0], [2.0, 3.0, 3.0], [-5.0, -4.0, -4.0]]])
-    found = torch.full((1, 1, 5), -1)
-    kernels.largest(near, torch.tensor([4, 0, 2]), 10, found)
+    near = torch.tensor([-1.0, -0.0, 0.0, 2.0, 3.0, 3.0, -5.0, -4.0, -4.0])
+    found, pair = torch.full((1, 1, 5), -1), torch.zeros(2, 1, 1, 5, 4).unbind()
+    kernels.Searching(pair, found, torch.empty(0), near).put_largest(np.array([4, 0, 2]), 3, 10)
     assert found.tolist() == [[[11, -1, 11, -1, 11]]]
 
 

@@ -4,6 +4,6 @@ They need numba, the extra ``scalekv[cpu]``. Without it, and on other devices, P
 the same to the last bit, so that nothing but time depends on it.
 """
 
-from scalekv.kernels.launch import Gathering, IntegerForm, decode, encode, largest, merge, runs_on
+from scalekv.kernels.launch import IntegerForm, Searching, decode, encode, merge, runs_on
 
-__all__ = ["Gathering", "IntegerForm", "decode", "encode", "largest", "merge", "runs_on"]
+__all__ = ["IntegerForm", "Searching", "decode", "encode", "merge", "runs_on"]

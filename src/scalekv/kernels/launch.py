@@ -6,9 +6,10 @@ import gc
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ SHARE = 2**15
 """Numbers that a thread is worth waking for."""
 
 
-class IntegerForm(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class IntegerForm:
     """How `cache/codecs.py` holds vectors in integers.
 
     Args:
@@ -39,14 +41,17 @@ class IntegerForm(NamedTuple):
     smallest: float
     covered: float
 
+    @cached_property
     def encoding(self) -> tuple[Any, ...]:
-        """What the loops want to know, in float32 as PyTorch rounds it."""
+        """What the loops want to know, in float32 as PyTorch rounds it, and the signs."""
         root = self.fixed * math.sqrt(len(self.signs))
-        return (self.bits, *map(np.float32, (self.fixed, root, self.smallest, (1 - self.covered) / 2)))
+        numbers = map(np.float32, (self.fixed, root, self.smallest, (1 - self.covered) / 2))
+        return (self.bits, *numbers), _flat(self.signs)
 
+    @cached_property
     def decoding(self) -> tuple[Any, ...]:
         """The same for decoding."""
-        return self.bits, np.float32(math.sqrt(len(self.signs)))
+        return (self.bits, np.float32(math.sqrt(len(self.signs)))), _flat(self.signs)
 
 
 def runs_on(*numbers: Tensor) -> bool:
@@ -79,7 +84,7 @@ def encode(form: IntegerForm, source: Tensor, out: Tensor) -> None:
     """
     from scalekv.kernels import loops
 
-    rest = (tuple(source.shape[:3]), form.encoding(), _flat(form.signs), *_strided(source), *_strided(out))
+    rest = (tuple(source.shape[:3]), *form.encoding, *_strided(source), *_strided(out))
     _share(loops.encode, rest, math.prod(source.shape[:3]), source.shape[3])
 
 
@@ -93,7 +98,7 @@ def decode(form: IntegerForm, packed: Tensor, out: Tensor) -> None:
     """
     from scalekv.kernels import loops
 
-    rest = (tuple(out.shape[:3]), form.decoding(), _flat(form.signs), *_strided(packed), *_strided(out))
+    rest = (tuple(out.shape[:3]), *form.decoding, *_strided(packed), *_strided(out))
     _share(loops.decode, rest, math.prod(out.shape[:3]), out.shape[3])
 
 
@@ -113,50 +118,78 @@ def merge(form: IntegerForm, source: Tensor, count: Tensor, groups: Tensor, sums
     rows, heads, tokens, channels = source.shape
     kept = sums.shape[2]
     tensors = [part for tensor in (source, count, groups, sums) for part in _strided(tensor)]
-    rest: tuple[Any, ...] = ((rows, heads, tokens, kept), form.encoding(), _flat(form.signs), *tensors, *_strided(out))
+    rest: tuple[Any, ...] = ((rows, heads, tokens, kept), *form.encoding, *tensors, *_strided(out))
     _share(loops.merge, rest, rows * heads, tokens * channels)
 
 
-class Gathering:
-    """Vectors of a pair of tensors, copied side by side in float32: prepared once, for many calls.
+class Searching:
+    """The steps of a search for the nearest of some centres, prepared once for many calls.
 
     Args:
-        pair: two of ``(rows, heads, tokens, channels)``, see :func:`runs_on`.
+        pair: keys and values, ``(rows, heads, tokens, channels)``, see :func:`runs_on`.
+        groups: ``(rows, heads, tokens)`` int64, contiguous, is written.
+        features: room for the vectors of a block, flat float32.
+        near: room for what the largest is sought of, flat float32.
     """
 
-    def __init__(self, pair: tuple[Tensor, Tensor]) -> None:
-        self._heads, self._channels = pair[0].shape[1], pair[0].shape[3]
+    def __init__(self, pair: tuple[Tensor, Tensor], groups: Tensor, features: Tensor, near: Tensor) -> None:
+        self._rows, self._heads, self._tokens, self._channels = pair[0].shape
         self._sources = tuple(part for tensor in pair for part in _strided(tensor))
+        self._groups, self._features, self._near = _flat(groups), features.numpy(), near.numpy()
 
-    def __call__(self, places: Tensor, over: Tensor, out: Tensor) -> None:
-        """Copy the tokens at some places.
+    def start(self, places: Any, least: float) -> tuple[Tensor, Tensor]:
+        """Vectors at some places as centres: side by side, each half over its root mean square distance from its mean.
 
         Args:
-            places: ``(n,)`` int64.
-            over: what the vectors of each half are divided by, ``(rows, heads, 2)`` float32, contiguous.
-            out: ``(rows, heads, n, 2 * channels)`` float32, contiguous, is written.
+            places: ``(kept,)`` int64, a numpy array.
+            least: the least distance that counts as one.
+
+        Returns:
+            ``(rows, heads, kept, 2 * channels)`` and the distances, ``(rows, heads, 2)``, both float32.
         """
         from scalekv.kernels import loops
 
-        shape = (self._heads, len(places), self._channels)
-        rest = (shape, *self._sources, _flat(places), _flat(over), _flat(out))
-        _share(loops.gather, rest, out.numel() // (2 * self._channels), 2 * self._channels)
+        centres = torch.empty((self._rows, self._heads, len(places), 2 * self._channels))
+        spreads = torch.empty((self._rows, self._heads, 2))
+        rest = (self._shape(places), *self._sources, places, np.float32(least), _flat(centres), _flat(spreads))
+        _share(loops.start, rest, self._rows * self._heads, 2 * self._channels * len(places))
+        return centres, spreads
 
+    def lengths(self, centres: Tensor) -> Tensor:
+        """Half the negative square of the length of every vector ``(rows, heads, kept, 2 * channels)``, contiguous."""
+        from scalekv.kernels import loops
 
-def largest(near: Tensor, places: Tensor, offset: int, out: Tensor) -> None:
-    """Write where the largest of every row of numbers is, the first of equal ones.
+        out = torch.empty(centres.shape[:3])
+        _share(loops.lengths, (_flat(centres), centres.shape[3], _flat(out)), out.numel(), centres.shape[3])
+        return out
 
-    Args:
-        near: ``(vectors, n, width)`` float32, contiguous.
-        places: ``(n,)`` int64, where the answers belong.
-        offset: is added to them.
-        out: ``(rows, heads, tokens)`` int64, contiguous, is written at ``places``; ``vectors`` rows and heads in all.
-    """
-    from scalekv.kernels import loops
+    def gather(self, places: Any, over: Tensor) -> None:
+        """Write vectors at some places, side by side and divided, as ``(rows, heads, n, 2 * channels)`` features.
 
-    vectors, count, width = near.shape
-    rest = (_flat(near), width, _flat(places), offset, _flat(out), out.shape[2])
-    _share(loops.largest, rest, vectors * count, width)
+        Args:
+            places: ``(n,)`` int64, a numpy array.
+            over: what the vectors of each half are divided by, ``(rows, heads, 2)`` float32, contiguous.
+        """
+        from scalekv.kernels import loops
+
+        rest = (self._shape(places), *self._sources, places, _flat(over), self._features)
+        _share(loops.gather, rest, self._rows * self._heads * len(places), 2 * self._channels)
+
+    def put_largest(self, places: Any, width: int, offset: int) -> None:
+        """Write into groups where the largest of every row of ``near`` is, the first of equal ones.
+
+        Args:
+            places: ``(n,)`` int64, a numpy array: where in ``(rows, heads, tokens)`` the answers belong.
+            width: ``near`` is read as ``(rows, heads, n, width)``.
+            offset: is added to the answers.
+        """
+        from scalekv.kernels import loops
+
+        rest = (self._near, width, places, offset, self._groups, self._tokens)
+        _share(loops.largest, rest, self._rows * self._heads * len(places), width)
+
+    def _shape(self, places: Any) -> tuple[int, int, int]:
+        return self._heads, len(places), self._channels
 
 
 def _strided(tensor: Tensor) -> tuple[Any, tuple[int, ...]]:
@@ -179,20 +212,16 @@ def _share(loop: Any, rest: tuple[Any, ...], items: int, numbers: int) -> None:
     """Run a loop over all items, of so many numbers each, on as many threads as PyTorch uses and are worth it."""
     threads = max(1, min(torch.get_num_threads(), items, items * numbers // SHARE))
     ends = [items * number // threads for number in range(threads + 1)]
-    compilations = _compilations(loop)
+    compilations = len(loop.overloads)
     if threads == 1:
         loop(0, items, *rest)
     else:
         pool = _pool(torch.get_num_threads())
         for done in [pool.submit(loop, *span, *rest) for span in pairwise(ends)]:
             done.result()
-    if _compilations(loop) != compilations:
+    if len(loop.overloads) != compilations:
         # The compiler leaves cycles behind that hold the arrays of the call, and so the memory of a cache.
         gc.collect()
-
-
-def _compilations(loop: Any) -> int:
-    return sum(loop.stats.cache_misses.values())
 
 
 @lru_cache(maxsize=1)

@@ -418,6 +418,105 @@ def merge(
             _encode(form, turns, means[batch * channels : (batch + BATCH) * channels], vectors, room, out, targets)
 
 
+@_inner
+def _sum(numbers: Any) -> Any:
+    """The sum of numbers, which are lost: the last half is added to the first until one is left."""
+    left = len(numbers)
+    while left > 1:
+        half = left // 2
+        low, high = numbers[:half], numbers[left - half : left]
+        for place in range(half):
+            low[place] += high[place]
+        left -= half
+    return numbers[0]
+
+
+@_inner
+def _sum_vectors(numbers: Any, vectors: int, channels: int) -> None:
+    """As :func:`_sum` of vectors one after the other; the sum is the first."""
+    while vectors > 1:
+        half = vectors // 2
+        low, high = numbers[: half * channels], numbers[(vectors - half) * channels : vectors * channels]
+        for place in range(half * channels):
+            low[place] += high[place]
+        vectors -= half
+
+
+@_inner
+def _side_by_side(
+    row: int,
+    head: int,
+    place: int,
+    channels: int,
+    first: Any,
+    first_strides: Any,
+    second: Any,
+    second_strides: Any,
+    out: Any,
+) -> None:
+    """The vectors of two tensors at one place, in float32."""
+    here = row * first_strides[0] + head * first_strides[1] + place * first_strides[2]
+    there = row * second_strides[0] + head * second_strides[1] + place * second_strides[2]
+    _widen(first[here : here + channels], out[:channels])
+    _widen(second[there : there + channels], out[channels:])
+
+
+@_inner
+def _divide(numbers: Any, divisor: Any) -> None:
+    for place in range(len(numbers)):
+        numbers[place] /= divisor
+
+
+@_compiled
+def start(
+    start: int,
+    stop: int,
+    shape: Any,
+    first: Any,
+    first_strides: Any,
+    second: Any,
+    second_strides: Any,
+    places: Any,
+    least: Any,
+    out: Any,
+    spreads: Any,
+) -> None:
+    """Centres and spreads of the heads from one number to another."""
+    heads, kept, channels = shape
+    both, size = 2 * channels, kept * 2 * channels
+    sums, squares = np.empty(size, np.float32), np.empty(size, np.float32)
+    for vector in range(start, stop):
+        row, head, centres = vector // heads, vector % heads, out[vector * size : (vector + 1) * size]
+        for number in range(kept):
+            target = centres[number * both : (number + 1) * both]
+            _side_by_side(row, head, places[number], channels, first, first_strides, second, second_strides, target)
+        for place in range(size):
+            sums[place], squares[place] = centres[place], centres[place] * centres[place]
+        _sum_vectors(sums, kept, both)
+        _sum_vectors(squares, kept, both)
+        for channel in range(both):
+            mean = sums[channel] / np.float32(kept)
+            squares[channel] = squares[channel] / np.float32(kept) - mean * mean
+        for half in range(2):
+            square = max(_sum(squares[half * channels : (half + 1) * channels]), np.float32(0))
+            spreads[2 * vector + half] = max(np.sqrt(square), least)
+        for number in range(kept):
+            for half in range(2):
+                begin = number * both + half * channels
+                _divide(centres[begin : begin + channels], spreads[2 * vector + half])
+
+
+@_compiled
+def lengths(start: int, stop: int, centres: Any, channels: int, out: Any) -> None:
+    """Half the negative square of the length of the vectors from one number to another."""
+    squares = np.empty(channels, np.float32)
+    for vector in range(start, stop):
+        centre = centres[vector * channels : (vector + 1) * channels]
+        for channel in range(channels):
+            squares[channel] = centre[channel] * centre[channel]
+        out[vector] = _sum(squares) * np.float32(-0.5)
+
+
 @_compiled
 def gather(
     start: int,
@@ -434,21 +533,12 @@ def gather(
     """Copy the vectors of two tensors at some places side by side, in float32, each over the number of its head."""
     heads, kept, channels = shape
     for vector in range(start, stop):
-        above, place, target = vector // kept, places[vector % kept], 2 * vector * channels
+        above, place = vector // kept, places[vector % kept]
+        target = out[2 * vector * channels : 2 * (vector + 1) * channels]
         row, head = above // heads, above % heads
-        here = row * first_strides[0] + head * first_strides[1] + place * first_strides[2]
-        there = row * second_strides[0] + head * second_strides[1] + place * second_strides[2]
-        left, right = out[target : target + channels], out[target + channels : target + 2 * channels]
-        _widen(first[here : here + channels], left)
-        _widen(second[there : there + channels], right)
-        _divide(left, over[2 * above])
-        _divide(right, over[2 * above + 1])
-
-
-@_inner
-def _divide(numbers: Any, divisor: Any) -> None:
-    for channel in range(len(numbers)):
-        numbers[channel] /= divisor
+        _side_by_side(row, head, place, channels, first, first_strides, second, second_strides, target)
+        _divide(target[:channels], over[2 * above])
+        _divide(target[channels:], over[2 * above + 1])
 
 
 @_compiled

@@ -48,24 +48,20 @@ def nearest_groups(
     """
     import torch
 
-    rows, heads, tokens, channels = key.shape
+    rows, heads, tokens, _ = key.shape
     levels = None if heights is None else heights.numpy()
     seeds, others = _seeds(tokens, kept, levels)
-    search = _Search(key, value, kept)
-    places = torch.from_numpy(seeds).to(key.device)
-    centres = torch.empty((rows, heads, kept, 2 * channels), device=key.device)
-    search.gather(places, torch.ones((rows, heads, 2), device=key.device), centres)
-    spreads = _spreads(centres)
-    centres.unflatten(-1, (2, channels)).div_(spreads[:, :, None, :, None])
     groups = torch.empty((rows, heads, tokens), dtype=torch.int64, device=key.device)
-    groups.index_copy_(2, places, torch.arange(kept, device=key.device).expand(rows, heads, -1))
-    search.join(groups, centres, spreads, _blocks(others, seeds, levels, reach))
+    groups[:, :, torch.from_numpy(seeds).to(key.device)] = torch.arange(kept, device=key.device)
+    search = _search(key, value, groups, kept)
+    centres, spreads = search.start(seeds)
+    search.join(centres, spreads, _blocks(others, seeds, levels, reach))
     for _ in range(rounds):
         sums = torch.zeros(centres.shape[:3], device=key.device).scatter_add_(2, groups, count)
         parts = zip((key, value), spreads.unbind(-1), strict=True)
         means = [group_means(one, count, groups, sums) / spread[:, :, None, None] for one, spread in parts]
         centres = torch.where(sums[..., None] > 0, torch.cat(means, -1), centres)
-        search.join(groups, centres, spreads, _blocks(np.arange(tokens), seeds, levels, reach))
+        search.join(centres, spreads, _blocks(np.arange(tokens), seeds, levels, reach))
     return groups
 
 
@@ -133,6 +129,16 @@ def _blocks(
     return [(places[start : start + SEARCH_BLOCK], window) for start, window in zip(starts, windows, strict=True)]
 
 
+def _summed(numbers: Tensor, dim: int) -> Tensor:
+    """The sum over one dimension, which is left with size 1, of numbers that are lost; in the order of `kernels/`."""
+    left = numbers.shape[dim]
+    while left > 1:
+        half = left // 2
+        numbers.narrow(dim, 0, half).add_(numbers.narrow(dim, left - half, half))
+        left -= half
+    return numbers.narrow(dim, 0, 1)
+
+
 def _spreads(vectors: Tensor) -> Tensor:
     """Root mean square distance from the mean of each half of the channels.
 
@@ -142,12 +148,18 @@ def _spreads(vectors: Tensor) -> Tensor:
     Returns:
         ``(rows, heads, 2)`` float32.
     """
-    halves = (2, vectors.shape[-1] // 2)
+    rows, heads, tokens, channels = vectors.shape
     # The mean square less the square of the mean: on CPUs several times quicker than a centred copy.
-    squares = vectors.unflatten(-1, halves).norm(dim=-1).square_().transpose(2, 3).contiguous().mean(-1)
-    middle = vectors.mean(2).unflatten(-1, halves).norm(dim=-1).square_()
-    spreads: Tensor = squares.sub_(middle).clamp_(min=0).sqrt_().clamp_(min=_LEAST)
-    return spreads
+    squares = _summed(vectors.square(), 2).div_(tokens)
+    middle = _summed(vectors.clone(), 2).div_(tokens)
+    each = squares.sub_(middle.square_()).view(rows, heads, 2, channels // 2)
+    return _summed(each, -1)[..., 0].clamp(min=0).sqrt_().clamp_(min=_LEAST)
+
+
+def _search(key: Tensor, value: Tensor, groups: Tensor, kept: int) -> _Search:
+    from scalekv.kernels import runs_on
+
+    return (_SearchInLoops if runs_on(key, value) else _Search)(key, value, groups, kept)
 
 
 class _Search:
@@ -156,63 +168,89 @@ class _Search:
     Args:
         key: ``(rows, heads, tokens, head_dim)``.
         value: the same shape.
+        groups: ``(rows, heads, tokens)`` int64, is written.
         kept: number of centres.
     """
 
-    def __init__(self, key: Tensor, value: Tensor, kept: int) -> None:
+    def __init__(self, key: Tensor, value: Tensor, groups: Tensor, kept: int) -> None:
         import torch
 
-        from scalekv.kernels import Gathering, runs_on
-
-        self._pair = key, value
-        self._loops = Gathering(self._pair) if runs_on(key, value) else None
+        self._key, self._value, self._groups = key, value, groups
         rows, heads, tokens, channels = key.shape
         block = rows * heads * min(SEARCH_BLOCK, tokens)
         self._features = torch.empty(block * 2 * channels, device=key.device)
         self._near = torch.empty(block * kept, device=key.device)
 
-    def gather(self, places: Tensor, over: Tensor, out: Tensor) -> None:
-        """Copy keys and values at ``places`` to the halves of ``out``, divided by those of ``over``.
-
-        Args:
-            places: ``(n,)`` int64.
-            over: ``(rows, heads, 2)`` float32.
-            out: ``(rows, heads, n, 2 * head_dim)`` float32, contiguous, is written.
-        """
-        if self._loops is not None:
-            self._loops(places, over, out)
-            return
-        for vectors, divisors, half in zip(self._pair, over.unbind(-1), out.chunk(2, -1), strict=True):
-            half.copy_(vectors.index_select(2, places))
-            half.div_(divisors[:, :, None, None])
-
-    def join(
-        self, groups: Tensor, centres: Tensor, spreads: Tensor, blocks: Sequence[tuple[np.ndarray, slice]]
-    ) -> None:
-        """Write into ``groups``, ``(rows, heads, tokens)``, the nearest centre among those of a token's window."""
+    def start(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The centres at some places, ``(rows, heads, kept, 2 * head_dim)``, over their spreads; and those."""
         import torch
 
-        lengths = centres.norm(dim=-1)[:, :, None].square_().div_(-2).flatten(0, 1)
-        centres = centres.flatten(0, 1)
+        index = self._index(places)
+        centres = torch.cat([half.index_select(2, index).float() for half in (self._key, self._value)], -1)
+        spreads = _spreads(centres)
+        for half, spread in zip(centres.chunk(2, -1), spreads.unbind(-1), strict=True):
+            half.div_(spread[:, :, None, None])
+        return centres, spreads
+
+    def join(self, centres: Tensor, spreads: Tensor, blocks: Sequence[tuple[np.ndarray, slice]]) -> None:
+        """Write the groups of the tokens of all blocks, the nearest centre among those of a token's window."""
+        import torch
+
+        lengths, centres = self._lengths(centres).flatten(0, 1)[:, None], centres.flatten(0, 1)
         vectors, _, channels = centres.shape
-        for block, window in blocks:
-            places, width = torch.from_numpy(block).to(groups.device), window.stop - window.start
-            features = self._features[: vectors * len(block) * channels].view(vectors, len(block), channels)
-            self.gather(places, spreads, features.unflatten(0, groups.shape[:2]))
-            near = self._near[: vectors * len(block) * width].view(vectors, len(block), width)
+        for places, window in blocks:
+            width = window.stop - window.start
+            features = self._features[: vectors * len(places) * channels].view(vectors, len(places), channels)
+            near = self._near[: vectors * len(places) * width].view(vectors, len(places), width)
+            self._gather(places, spreads, features)
             torch.baddbmm(lengths[..., window], features, centres[:, window].mT, out=near)
-            self._put_largest(near, places, window.start, groups)
+            self._put_largest(near, places, window.start)
 
-    def _put_largest(self, near: Tensor, places: Tensor, offset: int, groups: Tensor) -> None:
+    def _lengths(self, centres: Tensor) -> Tensor:
+        """What is added to products with centres, ``(rows, heads, kept)``: the largest sum is the least distance."""
+        return _summed(centres.square(), -1)[..., 0].mul(-0.5)
+
+    def _gather(self, places: np.ndarray, spreads: Tensor, features: Tensor) -> None:
+        """Write keys and values at some places side by side, over their spreads: ``(vectors, n, 2 * head_dim)``."""
+        index, shape = self._index(places), spreads.shape[:2]
+        halves = zip((self._key, self._value), spreads.unbind(-1), features.chunk(2, -1), strict=True)
+        for vectors, spread, half in halves:
+            out = half.unflatten(0, shape)
+            out.copy_(vectors.index_select(2, index))
+            out.div_(spread[:, :, None, None])
+
+    def _put_largest(self, near: Tensor, places: np.ndarray, offset: int) -> None:
         """Write where the largest of each row of ``near``, ``(vectors, places, window)``, is, and ``offset`` more."""
-        from scalekv.kernels import largest
-
-        if self._loops is not None:
-            largest(near, places, offset, groups)
-            return
         # As argmax, in half the time on a CPU.
         nearest = near.max(-1).indices
-        groups.index_copy_(2, places, nearest.unflatten(0, groups.shape[:2]).add_(offset))
+        self._groups[:, :, self._index(places)] = nearest.unflatten(0, self._groups.shape[:2]).add_(offset)
+
+    def _index(self, places: np.ndarray) -> Tensor:
+        import torch
+
+        return torch.from_numpy(places).to(self._groups.device)
+
+
+class _SearchInLoops(_Search):
+    """The same with compiled loops."""
+
+    def __init__(self, key: Tensor, value: Tensor, groups: Tensor, kept: int) -> None:
+        from scalekv.kernels import Searching
+
+        super().__init__(key, value, groups, kept)
+        self._loops = Searching((key, value), groups, self._features, self._near)
+
+    def start(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
+        return self._loops.start(places, _LEAST)
+
+    def _lengths(self, centres: Tensor) -> Tensor:
+        return self._loops.lengths(centres)
+
+    def _gather(self, places: np.ndarray, spreads: Tensor, features: Tensor) -> None:
+        self._loops.gather(places, spreads)
+
+    def _put_largest(self, near: Tensor, places: np.ndarray, offset: int) -> None:
+        self._loops.put_largest(places, near.shape[2], offset)
 
 
 def group_means(source: Tensor, count: Tensor, groups: Tensor, sums: Tensor) -> Tensor:
