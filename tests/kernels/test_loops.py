@@ -17,7 +17,7 @@ from scalekv.cache.codecs import decode, encode, encode_means, has_loops
 from scalekv.kernels import launch
 from scalekv.planning import VECTOR_CODECS, CacheGeometry, Schedule
 from scalekv.policies import Bytewise
-from scalekv.policies.grouping import candidate_heights, means_by_part, nearest_groups
+from scalekv.policies.grouping import means_by_part, nearest_groups
 
 pytest.importorskip("numba", reason="the loops need the extra scalekv[cpu]")
 
@@ -96,14 +96,17 @@ def test_means_of_groups_are_the_same(dtype, seed, tokens, data):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_groups_are_the_same(dtype, without_loops):
-    schedule = Schedule.from_sides([1, 2, 4, 8, 12])
-    tokens = schedule.start(3) + schedule[3].tokens
-    pair = [vectors(seed, 16, tokens, torch.float32).clamp(-3, 3).to(dtype) for seed in (3, 4)]
-    given_ = (*pair, torch.ones(2, 3, tokens), 30, 0, candidate_heights(schedule, schedule[3], schedule.start(3)), 4)
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([1, 5, 24, 64]), st.integers(1, 150), st.integers(0, 1), st.data())
+def test_groups_are_the_same(dtype, seed, head_dim, tokens, rounds, data):
+    kept, generator = data.draw(st.integers(1, tokens)), torch.Generator().manual_seed(seed)
+    pair = torch.randn(2, 2, tokens, 3, head_dim, generator=generator).to(dtype).transpose(2, 3)
+    heights = torch.rand(tokens, generator=generator) if seed % 2 else None
+    given_ = (*pair, torch.ones(2, 3, tokens), kept, rounds, heights, 2)
     found = nearest_groups(*given_)
-    without_loops()
-    assert torch.equal(nearest_groups(*given_), found)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "available", lambda: False)
+        assert torch.equal(nearest_groups(*given_), found)
 
 
 def test_the_first_of_equal_numbers_is_the_largest():

@@ -45,46 +45,44 @@ def _typed(general: Callable[..., None]) -> Callable[[Loop], Loop]:
     return register
 
 
-def _widen(source: Any, out: Any) -> None:
-    """Numbers as float32."""
+def _widen(source: Any, first: Any, out: Any, target: Any, count: Any) -> None:
+    """So many numbers of ``source`` from ``first`` on as float32, to ``out`` from ``target`` on."""
 
 
 @_typed(_widen)
-def _widen_as(source: Any, out: Any) -> Callable[[Any, Any], None]:
+def _widen_as(source: Any, first: Any, out: Any, target: Any, count: Any) -> Callable[..., None]:
     if source.dtype == types.uint16:
 
-        def from_bfloat16(source: Any, out: Any) -> None:
-            bits = out.view(np.uint32)
-            for channel in range(len(source)):
-                bits[channel] = np.uint32(source[channel]) << np.uint32(16)
+        def from_bfloat16(source: Any, first: Any, out: Any, target: Any, count: Any) -> None:
+            for channel in range(count):
+                out[target + channel] = _float32(np.uint32(source[first + channel]) << np.uint32(16))
 
         return from_bfloat16
 
-    def from_float32(source: Any, out: Any) -> None:
-        for channel in range(len(source)):
-            out[channel] = source[channel]
+    def from_float32(source: Any, first: Any, out: Any, target: Any, count: Any) -> None:
+        for channel in range(count):
+            out[target + channel] = source[first + channel]
 
     return from_float32
 
 
-def _narrow(source: Any, out: Any) -> None:
-    """Numbers of float32 as those of ``out``, rounded to the nearest, ties to even."""
+def _narrow(source: Any, out: Any, target: Any, count: Any) -> None:
+    """The first numbers of float32 as those of ``out`` from ``target`` on, rounded to the nearest, ties to even."""
 
 
 @_typed(_narrow)
-def _narrow_as(source: Any, out: Any) -> Callable[[Any, Any], None]:
+def _narrow_as(source: Any, out: Any, target: Any, count: Any) -> Callable[..., None]:
     if out.dtype == types.uint16:
 
-        def to_bfloat16(source: Any, out: Any) -> None:
-            bits = source.view(np.uint32)
-            for channel in range(len(out)):
-                out[channel] = _upper(bits[channel])
+        def to_bfloat16(source: Any, out: Any, target: Any, count: Any) -> None:
+            for channel in range(count):
+                out[target + channel] = _upper(_bits(source[channel]))
 
         return to_bfloat16
 
-    def to_float32(source: Any, out: Any) -> None:
-        for channel in range(len(out)):
-            out[channel] = source[channel]
+    def to_float32(source: Any, out: Any, target: Any, count: Any) -> None:
+        for channel in range(count):
+            out[target + channel] = source[channel]
 
     return to_float32
 
@@ -260,9 +258,9 @@ def _encode(form: Any, turns: Any, numbers: Any, vectors: int, room: Any, out: A
     _quantise(mixed, lows, factors, np.int32(levels), codes)
     _pack(bits, codes, packed)
     for vector in range(vectors):
-        bytes_ = out[targets[vector] + _HEADER : targets[vector] + _HEADER + coded]
-        for place in range(coded):
-            bytes_[place] = packed[place * BATCH + vector]
+        target = np.uint64(targets[vector] + _HEADER)
+        for place in range(np.uint64(coded)):
+            out[target + place] = packed[place * np.uint64(BATCH) + np.uint64(vector)]
 
 
 @_inner
@@ -313,9 +311,9 @@ def _put(out: Any, place: int, number: Any) -> None:
 
 
 @_inner
-def _got(packed: Any, place: int) -> Any:
+def _got(packed: Any, place: Any) -> Any:
     """The bfloat16 number of two bytes, in float32."""
-    bits = (np.uint32(packed[place]) << np.uint32(16)) | (np.uint32(packed[place + 1]) << np.uint32(24))
+    bits = (np.uint32(packed[place]) << np.uint32(16)) | (np.uint32(packed[place + np.uint64(1)]) << np.uint32(24))
     return _float32(bits)
 
 
@@ -324,7 +322,13 @@ def _at(number: int, shape: Any, strides: Any) -> Any:
     """Where the vector of this number begins."""
     heads, tokens = shape[1], shape[2]
     token, above = number % tokens, number // tokens
-    return (above // heads) * strides[0] + (above % heads) * strides[1] + token * strides[2]
+    return _place(above // heads, above % heads, token, strides)
+
+
+@_inner
+def _place(row: int, head: int, token: int, strides: Any) -> Any:
+    """Where a vector begins. Unsigned: places counted from the end would have to be told apart in every loop."""
+    return np.uint64(row * strides[0] + head * strides[1] + token * strides[2])
 
 
 @_compiled
@@ -338,9 +342,9 @@ def encode(
     for batch in range(start, stop, BATCH):
         vectors = min(BATCH, stop - batch)
         for place in range(vectors):
-            first = _at(batch + place, shape, source_strides)
             targets[place] = _at(batch + place, shape, strides)
-            _widen(source[first : first + channels], numbers[place * channels : (place + 1) * channels])
+            first = _at(batch + place, shape, source_strides)
+            _widen(source, first, numbers, np.uint64(place * channels), np.uint64(channels))
         _encode(form, turns, numbers, vectors, room, out, targets)
 
 
@@ -352,24 +356,23 @@ def decode(
     bits, root = form
     channels, coded, size = len(turns), len(turns) * bits // 8, BATCH * len(turns)
     lying, codes, spare = np.zeros(size, np.uint8), np.empty(size, np.int16), np.empty(size, np.int16)
-    numbers, firsts = np.empty(channels, np.float32), np.empty(BATCH, np.int64)
+    numbers, firsts = np.empty(channels, np.float32), np.empty(BATCH, np.uint64)
     for batch in range(start, stop, BATCH):
         vectors = min(BATCH, stop - batch)
         for place in range(vectors):
             firsts[place] = _at(batch + place, shape, packed_strides)
-            bytes_ = packed[firsts[place] + _HEADER : firsts[place] + _HEADER + coded]
-            for byte in range(coded):
-                lying[byte * BATCH + place] = bytes_[byte]
+            first, lane = firsts[place] + np.uint64(_HEADER), np.uint64(place)
+            for byte in range(np.uint64(coded)):
+                lying[byte * np.uint64(BATCH) + lane] = packed[first + byte]
         _unpack(bits, lying, codes)
         mixed = _mix(codes, spare, channels, True)
         for place in range(vectors):
-            scale, minimum = _got(packed, firsts[place]) / root, _got(packed, firsts[place] + 2) * root
-            some = mixed[place * channels : (place + 1) * channels]
-            for channel in range(channels):
-                numbers[channel] = np.float32(some[channel]) * turns[channel] * scale
+            scale, minimum = _got(packed, firsts[place]) / root, _got(packed, firsts[place] + np.uint64(2)) * root
+            some = np.uint64(place * channels)
+            for channel in range(np.uint64(channels)):
+                numbers[channel] = np.float32(mixed[some + channel]) * turns[channel] * scale
             numbers[0] += minimum * turns[0]
-            target = _at(batch + place, shape, strides)
-            _narrow(numbers, out[target : target + channels])
+            _narrow(numbers, out, _at(batch + place, shape, strides), np.uint64(channels))
 
 
 @_compiled
@@ -398,19 +401,14 @@ def merge(
         row, head = vector // heads, vector % heads
         means[:] = 0
         for token in range(tokens):
-            first = row * source_strides[0] + head * source_strides[1] + token * source_strides[2]
-            weight = count[row * count_strides[0] + head * count_strides[1] + token * count_strides[2]]
-            group = groups[row * groups_strides[0] + head * groups_strides[1] + token * groups_strides[2]]
-            _widen(source[first : first + channels], numbers)
-            mean = means[group * channels : (group + 1) * channels]
-            for channel in range(channels):
-                mean[channel] += numbers[channel] * weight
+            weight = count[_place(row, head, token, count_strides)]
+            mean = np.uint64(groups[_place(row, head, token, groups_strides)] * channels)
+            _widen(source, _place(row, head, token, source_strides), numbers, np.uint64(0), np.uint64(channels))
+            for channel in range(np.uint64(channels)):
+                means[mean + channel] += numbers[channel] * weight
         for group in range(kept):
-            total = sums[row * sums_strides[0] + head * sums_strides[1] + group * sums_strides[2]]
-            total = max(total, np.float32(1))
-            mean = means[group * channels : (group + 1) * channels]
-            for channel in range(channels):
-                mean[channel] /= total
+            total = max(sums[_place(row, head, group, sums_strides)], np.float32(1))
+            _divide(means, np.uint64(group * channels), np.uint64(channels), total)
         for batch in range(0, kept, BATCH):
             vectors = min(BATCH, kept - batch)
             for place in range(vectors):
@@ -443,28 +441,10 @@ def _sum_vectors(numbers: Any, vectors: int, channels: int) -> None:
 
 
 @_inner
-def _side_by_side(
-    row: int,
-    head: int,
-    place: int,
-    channels: int,
-    first: Any,
-    first_strides: Any,
-    second: Any,
-    second_strides: Any,
-    out: Any,
-) -> None:
-    """The vectors of two tensors at one place, in float32."""
-    here = row * first_strides[0] + head * first_strides[1] + place * first_strides[2]
-    there = row * second_strides[0] + head * second_strides[1] + place * second_strides[2]
-    _widen(first[here : here + channels], out[:channels])
-    _widen(second[there : there + channels], out[channels:])
-
-
-@_inner
-def _divide(numbers: Any, divisor: Any) -> None:
-    for place in range(len(numbers)):
-        numbers[place] /= divisor
+def _divide(numbers: Any, first: Any, count: Any, divisor: Any) -> None:
+    """Divide so many numbers from ``first`` on."""
+    for place in range(count):
+        numbers[first + place] /= divisor
 
 
 @_compiled
@@ -483,13 +463,14 @@ def start(
 ) -> None:
     """Centres and spreads of the heads from one number to another."""
     heads, kept, channels = shape
-    both, size = 2 * channels, kept * 2 * channels
+    both, size, width = 2 * channels, kept * 2 * channels, np.uint64(channels)
     sums, squares = np.empty(size, np.float32), np.empty(size, np.float32)
     for vector in range(start, stop):
         row, head, centres = vector // heads, vector % heads, out[vector * size : (vector + 1) * size]
         for number in range(kept):
-            target = centres[number * both : (number + 1) * both]
-            _side_by_side(row, head, places[number], channels, first, first_strides, second, second_strides, target)
+            target = np.uint64(number * both)
+            _widen(first, _place(row, head, places[number], first_strides), centres, target, width)
+            _widen(second, _place(row, head, places[number], second_strides), centres, target + width, width)
         for place in range(size):
             sums[place], squares[place] = centres[place], centres[place] * centres[place]
         _sum_vectors(sums, kept, both)
@@ -502,8 +483,7 @@ def start(
             spreads[2 * vector + half] = max(np.sqrt(square), least)
         for number in range(kept):
             for half in range(2):
-                begin = number * both + half * channels
-                _divide(centres[begin : begin + channels], spreads[2 * vector + half])
+                _divide(centres, np.uint64(number * both + half * channels), width, spreads[2 * vector + half])
 
 
 @_compiled
@@ -532,13 +512,14 @@ def gather(
 ) -> None:
     """Copy the vectors of two tensors at some places side by side, in float32, each over the number of its head."""
     heads, kept, channels = shape
+    width = np.uint64(channels)
     for vector in range(start, stop):
-        above, place = vector // kept, places[vector % kept]
-        target = out[2 * vector * channels : 2 * (vector + 1) * channels]
+        above, place, target = vector // kept, places[vector % kept], np.uint64(2 * vector * channels)
         row, head = above // heads, above % heads
-        _side_by_side(row, head, place, channels, first, first_strides, second, second_strides, target)
-        _divide(target[:channels], over[2 * above])
-        _divide(target[channels:], over[2 * above + 1])
+        _widen(first, _place(row, head, place, first_strides), out, target, width)
+        _widen(second, _place(row, head, place, second_strides), out, target + width, width)
+        _divide(out, target, width, over[2 * above])
+        _divide(out, target + width, width, over[2 * above + 1])
 
 
 @_compiled
