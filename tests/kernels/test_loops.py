@@ -17,7 +17,7 @@ from scalekv.cache.codecs import decode, encode, encode_means, has_loops
 from scalekv.kernels import launch
 from scalekv.planning import VECTOR_CODECS, CacheGeometry, Schedule
 from scalekv.policies import Bytewise
-from scalekv.policies.grouping import means_by_part, nearest_groups
+from scalekv.policies.grouping import means_by_part, nearest_groups, search_for
 
 pytest.importorskip("numba", reason="the loops need the extra scalekv[cpu]")
 
@@ -107,6 +107,22 @@ def test_groups_are_the_same(dtype, seed, head_dim, tokens, rounds, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "available", lambda: False)
         assert torch.equal(nearest_groups(*given_), found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("head_dim", "tokens"), [(1, 1), (5, 2), (24, 37), (64, 100)])
+def test_centres_are_the_same(dtype, head_dim, tokens, without_loops):
+    pair = [vectors(seed, head_dim, tokens, dtype) for seed in (3, 4)]
+    places, groups = np.arange(0, tokens, 2), torch.empty((2, 3, tokens), dtype=torch.int64)
+
+    def found() -> list[torch.Tensor]:
+        search = search_for(*pair, groups, len(places))
+        centres, spreads = search.start(places)
+        return [centres, spreads, search.lengths(centres)]
+
+    in_loops = found()
+    without_loops()
+    assert all(map(torch.equal, found(), in_loops))
 
 
 def test_the_first_of_equal_numbers_is_the_largest():

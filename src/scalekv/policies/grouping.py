@@ -53,7 +53,7 @@ def nearest_groups(
     seeds, others = _seeds(tokens, kept, levels)
     groups = torch.empty((rows, heads, tokens), dtype=torch.int64, device=key.device)
     groups[:, :, torch.from_numpy(seeds).to(key.device)] = torch.arange(kept, device=key.device)
-    search = _search(key, value, groups, kept)
+    search = search_for(key, value, groups, kept)
     centres, spreads = search.start(seeds)
     search.join(centres, spreads, _blocks(others, seeds, levels, reach))
     for _ in range(rounds):
@@ -153,16 +153,18 @@ def _spreads(vectors: Tensor) -> Tensor:
     squares = _summed(vectors.square(), 2).div_(tokens)
     middle = _summed(vectors.clone(), 2).div_(tokens)
     each = squares.sub_(middle.square_()).view(rows, heads, 2, channels // 2)
-    return _summed(each, -1)[..., 0].clamp(min=0).sqrt_().clamp_(min=_LEAST)
+    # By way of float64: PyTorch's root of float32 on CPUs is not the nearest number, and not that of the loops.
+    return _summed(each, -1)[..., 0].clamp(min=0).double().sqrt_().float().clamp_(min=_LEAST)
 
 
-def _search(key: Tensor, value: Tensor, groups: Tensor, kept: int) -> _Search:
+def search_for(key: Tensor, value: Tensor, groups: Tensor, kept: int) -> Search:
+    """A search with compiled loops, where there are some for ``key`` and ``value``; see :class:`Search`."""
     from scalekv.kernels import runs_on
 
-    return (_SearchInLoops if runs_on(key, value) else _Search)(key, value, groups, kept)
+    return (SearchInLoops if runs_on(key, value) else Search)(key, value, groups, kept)
 
 
-class _Search:
+class Search:
     """Finds the nearest of some centres for tokens of a pair of tensors, a block of them at a time.
 
     Args:
@@ -196,7 +198,7 @@ class _Search:
         """Write the groups of the tokens of all blocks, the nearest centre among those of a token's window."""
         import torch
 
-        lengths, centres = self._lengths(centres).flatten(0, 1)[:, None], centres.flatten(0, 1)
+        lengths, centres = self.lengths(centres).flatten(0, 1)[:, None], centres.flatten(0, 1)
         vectors, _, channels = centres.shape
         for places, window in blocks:
             width = window.stop - window.start
@@ -206,7 +208,7 @@ class _Search:
             torch.baddbmm(lengths[..., window], features, centres[:, window].mT, out=near)
             self._put_largest(near, places, window.start)
 
-    def _lengths(self, centres: Tensor) -> Tensor:
+    def lengths(self, centres: Tensor) -> Tensor:
         """What is added to products with centres, ``(rows, heads, kept)``: the largest sum is the least distance."""
         return _summed(centres.square(), -1)[..., 0].mul(-0.5)
 
@@ -231,7 +233,7 @@ class _Search:
         return torch.from_numpy(places).to(self._groups.device)
 
 
-class _SearchInLoops(_Search):
+class SearchInLoops(Search):
     """The same with compiled loops."""
 
     def __init__(self, key: Tensor, value: Tensor, groups: Tensor, kept: int) -> None:
@@ -241,9 +243,11 @@ class _SearchInLoops(_Search):
         self._loops = Searching((key, value), groups, self._features, self._near)
 
     def start(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
+        """See :meth:`Search.start`."""
         return self._loops.start(places, _LEAST)
 
-    def _lengths(self, centres: Tensor) -> Tensor:
+    def lengths(self, centres: Tensor) -> Tensor:
+        """See :meth:`Search.lengths`."""
         return self._loops.lengths(centres)
 
     def _gather(self, places: np.ndarray, spreads: Tensor, features: Tensor) -> None:
