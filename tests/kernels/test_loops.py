@@ -117,7 +117,7 @@ def test_centres_are_the_same(dtype, head_dim, tokens, without_loops):
 
     def found() -> list[torch.Tensor]:
         search = search_for(*pair, groups, len(places))
-        centres, spreads = search.start(places)
+        centres, spreads = search.centres(places)
         return [centres, spreads, search.lengths(centres)]
 
     in_loops = found()

@@ -137,7 +137,7 @@ class Searching:
         self._sources = tuple(part for tensor in pair for part in _strided(tensor))
         self._groups, self._features, self._near = _flat(groups), features.numpy(), near.numpy()
 
-    def start(self, places: Any, least: float) -> tuple[Tensor, Tensor]:
+    def centres(self, places: Any, least: float) -> tuple[Tensor, Tensor]:
         """Vectors at some places as centres: side by side, each half over its root mean square distance from its mean.
 
         Args:
@@ -152,7 +152,7 @@ class Searching:
         centres = torch.empty((self._rows, self._heads, len(places), 2 * self._channels))
         spreads = torch.empty((self._rows, self._heads, 2))
         rest = (self._shape(places), *self._sources, places, np.float32(least), _flat(centres), _flat(spreads))
-        _share(loops.start, rest, self._rows * self._heads, 2 * self._channels * len(places))
+        _share(loops.centres, rest, self._rows * self._heads, 2 * self._channels * len(places))
         return centres, spreads
 
     def lengths(self, centres: Tensor) -> Tensor:

@@ -448,7 +448,7 @@ def _divide(numbers: Any, first: Any, count: Any, divisor: Any) -> None:
 
 
 @_compiled
-def start(
+def centres(
     start: int,
     stop: int,
     shape: Any,

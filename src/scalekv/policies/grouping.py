@@ -54,7 +54,7 @@ def nearest_groups(
     groups = torch.empty((rows, heads, tokens), dtype=torch.int64, device=key.device)
     groups[:, :, torch.from_numpy(seeds).to(key.device)] = torch.arange(kept, device=key.device)
     search = search_for(key, value, groups, kept)
-    centres, spreads = search.start(seeds)
+    centres, spreads = search.centres(seeds)
     search.join(centres, spreads, _blocks(others, seeds, levels, reach))
     for _ in range(rounds):
         sums = torch.zeros(centres.shape[:3], device=key.device).scatter_add_(2, groups, count)
@@ -183,7 +183,7 @@ class Search:
         self._features = torch.empty(block * 2 * channels, device=key.device)
         self._near = torch.empty(block * kept, device=key.device)
 
-    def start(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
+    def centres(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
         """The centres at some places, ``(rows, heads, kept, 2 * head_dim)``, over their spreads; and those."""
         import torch
 
@@ -242,9 +242,9 @@ class SearchInLoops(Search):
         super().__init__(key, value, groups, kept)
         self._loops = Searching((key, value), groups, self._features, self._near)
 
-    def start(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
-        """See :meth:`Search.start`."""
-        return self._loops.start(places, _LEAST)
+    def centres(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
+        """See :meth:`Search.centres`."""
+        return self._loops.centres(places, _LEAST)
 
     def lengths(self, centres: Tensor) -> Tensor:
         """See :meth:`Search.lengths`."""
