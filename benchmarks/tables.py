@@ -9,7 +9,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from scalekv.evaluation import RunFolder, differences, summarize
-from scalekv.evaluation.intervals import Interval
+from scalekv.evaluation.intervals import Interval, bootstrap
 from scalekv.evaluation.jobs import FULL
 from scalekv.evaluation.summary import Row
 from scalekv.evaluation.tables import markdown
@@ -47,6 +47,7 @@ class Tables:
 
     def __init__(self, folder: Path) -> None:
         records = list(RunFolder.open(folder).records())
+        self.records = records
         self.rows = summarize(records)
         self.full = next(row for row in self.rows if row.label == FULL.spec.label)
         self.cells = {(row.label, row.budget): row for row in self.rows if row is not self.full}
@@ -103,13 +104,14 @@ class Tables:
         return lines(["", *budgets], rows)
 
     def work(self) -> list[str]:
-        """Attention FLOPs over those of the full cache, seconds over its seconds, and prompt-following, in percent."""
+        """Attention FLOPs over those of the full cache, seconds over its seconds, prompts followed, bits in percent."""
         rows = []
         for row in (self.full, *(self.cells[label, one] for label in self.labels for one in self.budgets)):
             if row.infeasible:
                 continue
-            shares = [row.figures[name] / self.full.figures[name] for name in ("attention_flops", "seconds")]
-            cells = [f"`{row.label}`", row.budget, f"{100 * shares[0]:.1f}", f"{shares[1]:.2f}"]
+            flops, seconds = row.figures["attention_flops"] / self.full.figures["attention_flops"], self.seconds(row)
+            cells = [f"`{row.label}`", row.budget, f"{100 * flops:.1f}"]
+            cells += [f"{seconds.mean:.2f} ({seconds.low:.2f} to {seconds.high:.2f})"]
             told = row.following_overall
             cells += ["-" if told is None else f"{100 * told.mean:.1f} ({100 * told.low:.1f} to {100 * told.high:.1f})"]
             cells += [f"{100 * row.metrics['agreement'].mean:.2f}"]
@@ -117,6 +119,18 @@ class Tables:
         return lines(
             ["method", "budget", "attention FLOPs %", "seconds / full", "prompts followed %", "bits %"], rows, 1
         )
+
+    def seconds(self, row: Row) -> Interval:
+        """Seconds over those of the full cache for the same prompts, a mean over batches with its 95 % interval."""
+        own, full = self._seconds(row), self._seconds(self.full)
+        batches = sorted({(own[pictured], full[pictured]) for pictured in own})
+        return bootstrap([one / other for one, other in batches])
+
+    def _seconds(self, row: Row) -> dict[tuple[int, int], float]:
+        """Of the batch that a prompt and seed were drawn in."""
+        key = (row.label, row.budget)
+        done = (one for one in self.records if (one["label"], one["budget"]) == key and "infeasible" not in one)
+        return {(one["prompt_index"], one["seed"]): one["seconds"] for one in done}
 
     def everything(self) -> list[list[str]]:
         """All metrics, and the prompts followed by category where they were judged."""

@@ -151,7 +151,7 @@ class Searching:
 
         centres = torch.empty((self._rows, self._heads, len(places), 2 * self._channels))
         spreads = torch.empty((self._rows, self._heads, 2))
-        rest = (self._shape(places), *self._sources, places, np.float32(least), _flat(centres), _flat(spreads))
+        rest = (self._shape(places), self._sources, places, np.float32(least), _flat(centres), _flat(spreads))
         _share(loops.centres, rest, self._rows * self._heads, 2 * self._channels * len(places))
         return centres, spreads
 
@@ -172,7 +172,7 @@ class Searching:
         """
         from scalekv.kernels import loops
 
-        rest = (self._shape(places), *self._sources, places, _flat(over), self._features)
+        rest = (self._shape(places), self._sources, places, _flat(over), self._features)
         _share(loops.gather, rest, self._rows * self._heads * len(places), 2 * self._channels)
 
     def put_largest(self, places: Any, width: int, offset: int) -> None:

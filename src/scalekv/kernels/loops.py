@@ -448,21 +448,9 @@ def _divide(numbers: Any, first: Any, count: Any, divisor: Any) -> None:
 
 
 @_compiled
-def centres(
-    start: int,
-    stop: int,
-    shape: Any,
-    first: Any,
-    first_strides: Any,
-    second: Any,
-    second_strides: Any,
-    places: Any,
-    least: Any,
-    out: Any,
-    spreads: Any,
-) -> None:
+def centres(start: int, stop: int, shape: Any, pair: Any, places: Any, least: Any, out: Any, spreads: Any) -> None:
     """Centres and spreads of the heads from one number to another."""
-    heads, kept, channels = shape
+    (heads, kept, channels), (first, first_strides, second, second_strides) = shape, pair
     both, size, width = 2 * channels, kept * 2 * channels, np.uint64(channels)
     sums, squares = np.empty(size, np.float32), np.empty(size, np.float32)
     for vector in range(start, stop):
@@ -498,20 +486,9 @@ def lengths(start: int, stop: int, centres: Any, channels: int, out: Any) -> Non
 
 
 @_compiled
-def gather(
-    start: int,
-    stop: int,
-    shape: Any,
-    first: Any,
-    first_strides: Any,
-    second: Any,
-    second_strides: Any,
-    places: Any,
-    over: Any,
-    out: Any,
-) -> None:
+def gather(start: int, stop: int, shape: Any, pair: Any, places: Any, over: Any, out: Any) -> None:
     """Copy the vectors of two tensors at some places side by side, in float32, each over the number of its head."""
-    heads, kept, channels = shape
+    (heads, kept, channels), (first, first_strides, second, second_strides) = shape, pair
     width = np.uint64(channels)
     for vector in range(start, stop):
         above, place, target = vector // kept, places[vector % kept], np.uint64(2 * vector * channels)

@@ -158,7 +158,7 @@ def _spreads(vectors: Tensor) -> Tensor:
 
 
 def search_for(key: Tensor, value: Tensor, groups: Tensor, kept: int) -> Search:
-    """A search with compiled loops, where there are some for ``key`` and ``value``; see :class:`Search`."""
+    """A search, with compiled loops where there are some for the tensors. Arguments as of :class:`Search`."""
     from scalekv.kernels import runs_on
 
     return (SearchInLoops if runs_on(key, value) else Search)(key, value, groups, kept)
@@ -184,7 +184,14 @@ class Search:
         self._near = torch.empty(block * kept, device=key.device)
 
     def centres(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
-        """The centres at some places, ``(rows, heads, kept, 2 * head_dim)``, over their spreads; and those."""
+        """Tokens as centres: key and value side by side, each over its spread, which is the same for all of a head.
+
+        Args:
+            places: ``(kept,)`` int64, which tokens.
+
+        Returns:
+            ``(rows, heads, kept, 2 * head_dim)`` and the spreads of keys and values, ``(rows, heads, 2)``, float32.
+        """
         import torch
 
         index = self._index(places)
@@ -195,7 +202,13 @@ class Search:
         return centres, spreads
 
     def join(self, centres: Tensor, spreads: Tensor, blocks: Sequence[tuple[np.ndarray, slice]]) -> None:
-        """Write the groups of the tokens of all blocks, the nearest centre among those of a token's window."""
+        """Write the groups of the tokens of all blocks: the nearest centre among those of a token's window.
+
+        Args:
+            centres: ``(rows, heads, kept, 2 * head_dim)`` float32.
+            spreads: ``(rows, heads, 2)`` float32, what keys and values are divided by.
+            blocks: places of at most ``SEARCH_BLOCK`` tokens each, and the centres that they look at.
+        """
         import torch
 
         lengths, centres = self.lengths(centres).flatten(0, 1)[:, None], centres.flatten(0, 1)
@@ -209,7 +222,14 @@ class Search:
             self._put_largest(near, places, window.start)
 
     def lengths(self, centres: Tensor) -> Tensor:
-        """What is added to products with centres, ``(rows, heads, kept)``: the largest sum is the least distance."""
+        """What is added to products with centres, so that the largest sum is the least distance.
+
+        Args:
+            centres: ``(rows, heads, kept, 2 * head_dim)`` float32.
+
+        Returns:
+            ``(rows, heads, kept)`` float32.
+        """
         return _summed(centres.square(), -1)[..., 0].mul(-0.5)
 
     def _gather(self, places: np.ndarray, spreads: Tensor, features: Tensor) -> None:
