@@ -24,7 +24,7 @@ MERGING_BLOCK = 1024
 SEARCH_BLOCK = 64
 """Candidates of like height that look for their nearest centre together."""
 
-MERGING_LIMIT = 64 * 2**20
+MERGING_LIMIT = 4 * 2**20
 """Rows are merged together as long as their scratch stays under this many bytes; one row always is."""
 
 _INDEX_BYTES, _FLOAT_BYTES = 8, 4

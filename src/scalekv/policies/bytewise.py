@@ -75,7 +75,7 @@ class Bytewise(ObservingPolicy):
     allocation: Literal["sensitivity", "uniform"] = "sensitivity"
     guidance: Literal["apart", "together"] = "apart"
     floor: float = 0.25
-    groups: int = 4
+    groups: int = 2
 
     name: ClassVar[str] = "bytewise"
     source: ClassVar[str] = "ours"
