@@ -267,5 +267,5 @@ def test_settings_tell_everything():
         "allocation": "sensitivity",
         "guidance": "apart",
         "floor": 0.25,
-        "groups": 4,
+        "groups": 2,
     }

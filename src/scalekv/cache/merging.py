@@ -12,7 +12,7 @@ from scalekv.cache.ledger import Ledger
 from scalekv.cache.stores import Candidates, Store
 from scalekv.planning import CachePlan, Segment, VectorCodec
 from scalekv.planning.codecs import block_tokens
-from scalekv.planning.token_merging import merged_rows, merging_scratch
+from scalekv.planning.token_merging import merging_block, merging_scratch
 from scalekv.policies import Policy, SelectionView
 from scalekv.policies.grouping import means_by_part
 
@@ -53,36 +53,52 @@ class Merger:
         )
 
     def merge(self, layer: int, segment: Segment, store: Store, candidates: Candidates, fresh: Store) -> None:
-        """Write the means of groups of candidates, some rows at a time, as the policy groups them."""
+        """Write the means of groups of candidates, some rows and heads at a time, as the policy groups them."""
         plan, group, index = self.plan, store.plan, segment.index
-        rows, kept, first = len(candidates.key), plan.carried(group, index), candidates.rows.start
+        rows, heads = candidates.key.shape[:2]
+        some_rows, some_heads = merging_block(plan, group, index, rows)
+        with self.ledger.scratch(merging_scratch(plan, group, index, rows)):
+            for row in range(0, rows, some_rows):
+                for head in range(0, heads, some_heads):
+                    part = slice(row, min(row + some_rows, rows)), slice(head, head + some_heads)
+                    self._merge_part(layer, segment, store, candidates, fresh, part)
+
+    def _merge_part(
+        self,
+        layer: int,
+        segment: Segment,
+        store: Store,
+        candidates: Candidates,
+        fresh: Store,
+        part: tuple[slice, slice],
+    ) -> None:
+        """The same for some of the rows of ``candidates`` and some heads of the group."""
+        plan, group, index = self.plan, store.plan, segment.index
+        own, heads = part
+        first = candidates.rows.start
+        block = slice(first + own.start, first + own.stop), heads
         assert store.count is not None
         assert fresh.key is not None
         assert fresh.value is not None
         assert fresh.count is not None
-        step = merged_rows(plan, group, index, rows)
+        view = SelectionView(
+            layer=layer,
+            heads=group.heads[heads],
+            schedule=plan.geometry.schedule,
+            segment=segment,
+            capacity=plan.carried(group, index),
+            key=candidates.key[part],
+            value=candidates.value[part],
+            count=store.count[block],
+            role=group.role,
+            profile=plan.profile,
+        )
+        groups = self._groups(view)
         codecs = group.halves_at(index + 1) if plan.holds_coded(group, index + 1) else (None, None)
-        with self.ledger.scratch(merging_scratch(plan, group, index, rows)):
-            for start in range(0, rows, step):
-                own = slice(start, min(start + step, rows))
-                block = slice(first + own.start, first + own.stop)
-                count = store.count[block]
-                view = SelectionView(
-                    layer=layer,
-                    heads=group.heads,
-                    schedule=plan.geometry.schedule,
-                    segment=segment,
-                    capacity=kept,
-                    key=candidates.key[own],
-                    value=candidates.value[own],
-                    count=count,
-                    role=group.role,
-                    profile=plan.profile,
-                )
-                groups = self._groups(view)
-                fresh.count[block] = torch.zeros_like(fresh.count[block]).scatter_add_(2, groups, count)
-                for source, out, codec in zip((view.key, view.value), (fresh.key, fresh.value), codecs, strict=True):
-                    self._average(codec, source, count, groups, fresh.count[block], out[block])
+        assert view.count is not None
+        fresh.count[block] = torch.zeros_like(fresh.count[block]).scatter_add_(2, groups, view.count)
+        for source, out, codec in zip((view.key, view.value), (fresh.key, fresh.value), codecs, strict=True):
+            self._average(codec, source, view.count, groups, fresh.count[block], out[block])
 
     def _average(
         self, codec: VectorCodec | None, source: Tensor, count: Tensor, groups: Tensor, sums: Tensor, out: Tensor

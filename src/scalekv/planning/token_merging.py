@@ -1,8 +1,8 @@
 """Bytes while a head group's candidates are merged, or merged ones are read. Pure arithmetic, in the cache's order.
 
 Every merged token stands for a number of tokens; attention adds its logarithm to the logit. Candidates are assembled as
-ever, attended, sorted into groups some rows at a time, and the mean key and value of every group written to the new
-history, which takes the place of the old one when all rows are done.
+ever, attended, sorted into groups some rows and heads at a time, and the mean key and value of every group written to
+the new history, which takes the place of the old one when all are done.
 """
 
 from __future__ import annotations
@@ -24,38 +24,45 @@ MERGING_BLOCK = 1024
 SEARCH_BLOCK = 64
 """Candidates of like height that look for their nearest centre together."""
 
-MERGING_LIMIT = 4 * 2**20
-"""Rows are merged together as long as their scratch stays under this many bytes; one row always is."""
+MERGING_LIMIT = 3 * 2**20
+"""Scratch of the rows and heads that are merged together, in bytes, unless one head of one row needs more."""
 
 _INDEX_BYTES, _FLOAT_BYTES = 8, 4
 
 
-def merged_rows(plan: CachePlan, group: HeadGroup, segment: int, rows: int) -> int:
-    """Rows that are merged together; a strict plan merges one by one."""
+def merging_block(plan: CachePlan, group: HeadGroup, segment: int, rows: int) -> tuple[int, int]:
+    """Rows, and heads of each, that are merged together; a strict plan merges one head of one row at a time."""
     if plan.strict:
-        return 1
-    return min(rows, max(1, MERGING_LIMIT // _row_bytes(plan, group, segment)))
+        return 1, 1
+    heads = len(group.heads)
+    vectors = max(1, MERGING_LIMIT // _scratch(plan, group, segment, 1))
+    return min(rows, max(1, vectors // heads)), min(heads, vectors)
 
 
 def merging_scratch(plan: CachePlan, group: HeadGroup, segment: int, rows: int) -> int:
     """Scratch of merging the candidates of ``rows`` rows."""
-    return merged_rows(plan, group, segment, rows) * _row_bytes(plan, group, segment)
+    together, heads = merging_block(plan, group, segment, rows)
+    return _scratch(plan, group, segment, together * heads)
 
 
-def _row_bytes(plan: CachePlan, group: HeadGroup, segment: int) -> int:
-    """Groups of all candidates, the features of all means, those of a block with their distances, and what is coded."""
+def _scratch(plan: CachePlan, group: HeadGroup, segment: int, vectors: int) -> int:
+    """Of ``vectors`` heads and rows: groups of all candidates, features and distances of those that look, and means.
+
+    Where there is room for all candidates nobody looks.
+    """
     geometry, candidates, kept = plan.geometry, plan.candidates(group, segment), plan.carried(group, segment)
-    searching, adding = min(SEARCH_BLOCK, candidates), min(MERGING_BLOCK, candidates)
     indices = 2 * _INDEX_BYTES * candidates
-    means = 4 * 2 * _FLOAT_BYTES * geometry.head_dim * kept
-    features = 2 * 2 * _FLOAT_BYTES * geometry.head_dim * searching
-    widened = max(features + 2 * _FLOAT_BYTES * kept * searching, 2 * _FLOAT_BYTES * geometry.head_dim * adding)
+    vector = 2 * _FLOAT_BYTES * geometry.head_dim
+    means, widened = vector * kept, vector * min(MERGING_BLOCK, candidates)
+    if kept < candidates:
+        looking = min(SEARCH_BLOCK, candidates)
+        means, widened = 4 * means, max(widened, 2 * (vector + _FLOAT_BYTES * kept) * looking)
     coding = 0
     if plan.holds_coded(group, segment + 1):
         halves = group.halves_at(segment + 1)
         each = max(half.encoding_bytes(geometry.head_dim, geometry.element_bytes) for half in halves)
-        coding = min(kept, block_tokens(len(group.heads), each, plan.strict)) * each
-    return len(group.heads) * (indices + means + widened + coding + 4 * _FLOAT_BYTES * (candidates + kept))
+        coding = min(kept, block_tokens(vectors, each, plan.strict)) * each
+    return vectors * (indices + means + widened + coding + 4 * _FLOAT_BYTES * (candidates + kept))
 
 
 def counting_scratch(plan: CachePlan, group: HeadGroup, segment: int, rows: int) -> int:

@@ -206,10 +206,11 @@ class Policy(ABC):
         plan = build.strict(limit) if self.strict else build.nominal(limit)
         if plan is None:
             kind = "strict budget (scratch included)" if self.strict else "budget"
+            feasible = "a feasible one" if self.strict and self.merges else "the smallest feasible one"
             smallest = build.smallest()
             raise BudgetError(
-                f"No {self.name} plan fits the {kind} of {Budget.parse(self.budget)}, here {limit} B; the smallest "
-                f"feasible one for this model, size and batch is {smallest} B ({format_bytes(smallest)})."
+                f"No {self.name} plan fits the {kind} of {Budget.parse(self.budget)}, here {limit} B; {feasible} "
+                f"for this model, size and batch is {smallest} B ({format_bytes(smallest)})."
             )
         return plan
 
@@ -338,7 +339,7 @@ class _PlanBuilder:
         return next((plan for plan in plans if plan.peak_bytes <= limit), None)
 
     def smallest(self) -> int:
-        """The smallest feasible budget in bytes."""
+        """The smallest feasible budget in bytes; of strict plans that merge, whose peaks jump, one that is feasible."""
         if not self.policy.strict:
             return min(self.fewest * self.slot_bytes, self.geometry.lossless_bytes)
         plan = self._exact(self.fewest, 0)
