@@ -20,7 +20,7 @@ from live_bytes import LiveBytes
 from scalekv.cache import KVCache
 from scalekv.cache.codecs import kept_matrices
 from scalekv.errors import BudgetError
-from scalekv.planning import CacheGeometry, Codec, Profile, Schedule, Segment
+from scalekv.planning import CacheGeometry, Codec, Profile, Schedule, Segment, token_merging
 from scalekv.planning.curves import curve_ranks
 from scalekv.policies import Bytewise, Full
 from scalekv.policies.grouping import candidate_heights, nearest_groups
@@ -241,9 +241,27 @@ def test_bytes_are_as_planned_at_every_moment(name, budget, batch, profile):
 
 def smallest(policy: Bytewise, geometry: CacheGeometry, profile: Profile | None = None) -> int:
     """The budget that a refusal names."""
-    with pytest.raises(BudgetError, match="a feasible one") as caught:
+    with pytest.raises(BudgetError, match="feasible one") as caught:
         replace(policy, budget=1).plan(geometry, profile)
     return int(str(caught.value).split("batch is ")[1].split(" B")[0])
+
+
+@pytest.mark.parametrize("name", ["none", "int6/int4"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 2.5], ids=["one head", "two heads", "two rows"])
+@pytest.mark.parametrize("profile", [None, PROFILE], ids=["uniform", "profile"])
+def test_parts_that_are_merged_together_change_bytes_and_no_bits(monkeypatch, name, share, profile):
+    """Whatever scratch allows: the same outputs, and no more memory than is planned."""
+    geometry, policy = replace(GEOMETRY, batch=3), Bytewise("20%", codec=name, groups=1, guidance="together")
+    whole, _ = run(policy, geometry, profile)
+    plan = policy.plan(geometry, profile)
+    group, last = plan.layers[0][0], len(SCHEDULE) - 2
+    row = token_merging.merging_scratch(plan, group, last, 1)
+    most = token_merging.merging_scratch(plan, group, last, geometry.rows)
+    monkeypatch.setattr(token_merging, "MERGING_LIMIT", int(share * row))
+    assert token_merging.merging_scratch(plan, group, last, geometry.rows) < most
+    check_bytes(policy, geometry, profile)
+    parts, _ = run(policy, geometry, profile)
+    assert all(torch.equal(parts[place], whole[place]) for place in whole)
 
 
 @pytest.mark.parametrize("name", CODECS)
