@@ -25,7 +25,7 @@ SEARCH_BLOCK = 64
 """Candidates of like height that look for their nearest centre together."""
 
 MERGING_LIMIT = 3 * 2**20
-"""Scratch of the rows and heads that are merged together, in bytes, unless one head of one row needs more."""
+"""Where segments are small, scratch of the rows and heads that are merged together, in bytes; at least one head is."""
 
 _INDEX_BYTES, _FLOAT_BYTES = 8, 4
 
@@ -35,7 +35,7 @@ def merging_block(plan: CachePlan, group: HeadGroup, segment: int, rows: int) ->
     if plan.strict:
         return 1, 1
     heads = len(group.heads)
-    vectors = max(1, MERGING_LIMIT // _scratch(plan, group, segment, 1))
+    vectors = max(1, _limit(plan) // _scratch(plan, group, segment, 1))
     return min(rows, max(1, vectors // heads)), min(heads, vectors)
 
 
@@ -43,6 +43,12 @@ def merging_scratch(plan: CachePlan, group: HeadGroup, segment: int, rows: int) 
     """Scratch of merging the candidates of ``rows`` rows."""
     together, heads = merging_block(plan, group, segment, rows)
     return _scratch(plan, group, segment, together * heads)
+
+
+def _limit(plan: CachePlan) -> int:
+    """Small beside what is held anyway: where segments are large, a quarter of the largest one's keys and values."""
+    geometry = plan.geometry
+    return max(MERGING_LIMIT, geometry.heads * geometry.head_token_bytes * max(geometry.schedule.tokens) // 4)
 
 
 def _scratch(plan: CachePlan, group: HeadGroup, segment: int, vectors: int) -> int:
