@@ -34,7 +34,7 @@ class SelectionView:
 
     Args:
         layer: layer index.
-        heads: indices of the group's heads.
+        heads: their indices; all of a head group or, where tokens are merged, some of it.
         schedule: the segments of the run.
         segment: the segment that was just attended; its tokens are the last ``segment.tokens`` candidates.
         capacity: tokens that will survive.
