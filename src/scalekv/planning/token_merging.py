@@ -46,9 +46,10 @@ def merging_scratch(plan: CachePlan, group: HeadGroup, segment: int, rows: int) 
 
 
 def _limit(plan: CachePlan) -> int:
-    """Small beside what is held anyway: where segments are large, a quarter of the largest one's keys and values."""
+    """Where segments are large, as much as the keys and values of one picture's largest segment in one layer."""
     geometry = plan.geometry
-    return max(MERGING_LIMIT, geometry.heads * geometry.head_token_bytes * max(geometry.schedule.tokens) // 4)
+    layer = geometry.heads * geometry.head_token_bytes * max(geometry.schedule.tokens)
+    return max(MERGING_LIMIT, layer // geometry.batch)
 
 
 def _scratch(plan: CachePlan, group: HeadGroup, segment: int, vectors: int) -> int:
