@@ -12,7 +12,7 @@ from scalekv.cache.ledger import Ledger
 from scalekv.cache.stores import Candidates, Store
 from scalekv.planning import CachePlan, Segment, VectorCodec
 from scalekv.planning.codecs import block_tokens
-from scalekv.planning.token_merging import merging_block, merging_scratch
+from scalekv.planning.token_merging import merged_together, merging_scratch
 from scalekv.policies import Policy, SelectionView
 from scalekv.policies.grouping import means_by_part
 
@@ -56,7 +56,7 @@ class Merger:
         """Write the means of groups of candidates, some rows and heads at a time, as the policy groups them."""
         plan, group, index = self.plan, store.plan, segment.index
         rows, heads = candidates.key.shape[:2]
-        some_rows, some_heads = merging_block(plan, group, index, rows)
+        some_rows, some_heads = merged_together(plan, group, index, rows)
         with self.ledger.scratch(merging_scratch(plan, group, index, rows)):
             for row in range(0, rows, some_rows):
                 for head in range(0, heads, some_heads):

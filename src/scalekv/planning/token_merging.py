@@ -30,7 +30,7 @@ MERGING_LIMIT = 3 * 2**20
 _INDEX_BYTES, _FLOAT_BYTES = 8, 4
 
 
-def merging_block(plan: CachePlan, group: HeadGroup, segment: int, rows: int) -> tuple[int, int]:
+def merged_together(plan: CachePlan, group: HeadGroup, segment: int, rows: int) -> tuple[int, int]:
     """Rows, and heads of each, that are merged together; a strict plan merges one head of one row at a time."""
     if plan.strict:
         return 1, 1
@@ -41,7 +41,7 @@ def merging_block(plan: CachePlan, group: HeadGroup, segment: int, rows: int) ->
 
 def merging_scratch(plan: CachePlan, group: HeadGroup, segment: int, rows: int) -> int:
     """Scratch of merging the candidates of ``rows`` rows."""
-    together, heads = merging_block(plan, group, segment, rows)
+    together, heads = merged_together(plan, group, segment, rows)
     return _scratch(plan, group, segment, together * heads)
 
 

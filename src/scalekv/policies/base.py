@@ -194,7 +194,7 @@ class Policy(ABC):
             profile: calibration of this model and schedule; policies that need none ignore it.
 
         Raises:
-            BudgetError: nothing fits the budget; names the smallest feasible one.
+            BudgetError: nothing fits the budget; names a feasible one, the smallest but for strict plans that merge.
             InvalidInput: the codec does not suit the heads of the model.
             ProfileError: the profile is for another model or schedule.
         """
