@@ -82,17 +82,19 @@ def test_vectors_that_are_not_finite_stay_so(codec, number):
 @given(st.integers(0, 1000), st.integers(2, 90), st.data())
 def test_means_of_groups_are_the_same(dtype, seed, tokens, data):
     kept = data.draw(st.integers(1, tokens))
-    source, generator = vectors(seed, 16, tokens, dtype), torch.Generator().manual_seed(seed)
+    pair, generator = [vectors(seed + half, 16, tokens, dtype) for half in (0, 1)], torch.Generator().manual_seed(seed)
     count = torch.randint(1, 9, (2, 3, tokens), generator=generator).float()
     groups = torch.randint(0, kept, (2, 3, tokens), generator=generator)
-    sums = torch.zeros(2, 3, kept).scatter_add_(2, groups, count)
-    codec = VECTOR_CODECS["int6"]
-    found = torch.empty((2, 3, kept, codec.vector_bytes(16, 4)), dtype=torch.uint8)
-    encode_means(codec, source, count, groups, sums, found)
-    expected = torch.empty_like(found)
-    for part, means in means_by_part(source, count, groups, sums):
-        encode(codec, means, expected[part])
-    assert torch.equal(found, expected)
+    codecs = [VECTOR_CODECS[name] for name in ("int6", "int4")]
+    found = [torch.empty((2, 3, kept, codec.vector_bytes(16, 4)), dtype=torch.uint8) for codec in codecs]
+    sums = torch.full((2, 3, kept), -7.0)
+    encode_means(codecs, pair, count, groups, sums, found)
+    assert torch.equal(sums, torch.zeros(2, 3, kept).scatter_add_(2, groups, count))
+    for codec, source, out in zip(codecs, pair, found, strict=True):
+        expected = torch.empty_like(out)
+        for part, means in means_by_part(source, count, groups, sums):
+            encode(codec, means, expected[part])
+        assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -117,8 +119,10 @@ def test_centres_are_the_same(dtype, head_dim, tokens, without_loops):
 
     def found() -> list[torch.Tensor]:
         search = search_for(*pair, groups, len(places))
-        centres, spreads = search.centres(places)
-        return [centres, spreads, search.lengths(centres)]
+        centres, spreads, lengths = search.centres(places)
+        assert groups[:, :, places].flatten(0, 1).tolist() == [list(range(len(places)))] * 6
+        assert torch.equal(lengths, search.lengths(centres))
+        return [centres, spreads, lengths]
 
     in_loops = found()
     without_loops()

@@ -291,12 +291,6 @@ def blocks(tokens: int, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, tokens))
 
 
-def _coding_blocks(codec: VectorCodec, numbers: Tensor, step: int) -> Iterator[slice]:
-    """Slices of the tokens of ``numbers``, ``(rows, heads, tokens, head_dim)``; all of them where it costs nothing."""
-    tokens = numbers.shape[2]
-    return blocks(tokens, tokens if has_loops(codec, numbers) else step)
-
-
 def decode_tokens(codec: VectorCodec, packed: Tensor, out: Tensor, step: int) -> None:
     """Decode ``step`` tokens at a time, or all together where that takes no scratch.
 
@@ -306,7 +300,10 @@ def decode_tokens(codec: VectorCodec, packed: Tensor, out: Tensor, step: int) ->
         out: ``(rows, heads, tokens, head_dim)``, is written.
         step: tokens.
     """
-    for block in _coding_blocks(codec, out, step):
+    if has_loops(codec, out):
+        decode_in_loops(_form(codec, out.shape[-1]), packed, out)
+        return
+    for block in blocks(out.shape[2], step):
         decode(codec, packed[:, :, block], out[:, :, block])
 
 
@@ -330,7 +327,7 @@ def carry_ranges(
             out[:, :, done : done + middle - start] = old[:, :, start:middle]
         target = out[:, :, done + middle - start : done + stop - start]
         source = new[:, :, middle - held : stop - held]
-        for block in _coding_blocks(codec, source, step):
+        for block in blocks(source.shape[2], source.shape[2] if has_loops(codec, source) else step):
             encode(codec, source[:, :, block], target[:, :, block])
         done += stop - start
 
@@ -355,18 +352,26 @@ def carry_chosen(codec: VectorCodec, old: Tensor | None, new: Tensor, chosen: Te
             target.copy_(torch.where((index < held)[..., None], stored, target))
 
 
-def encode_means(codec: VectorCodec, source: Tensor, count: Tensor, groups: Tensor, sums: Tensor, out: Tensor) -> None:
-    """Code the means of groups of tokens with compiled loops, if there are some for ``source`` (:func:`has_loops`).
+def encode_means(
+    codecs: tuple[VectorCodec, VectorCodec],
+    pair: tuple[Tensor, Tensor],
+    count: Tensor,
+    groups: Tensor,
+    sums: Tensor,
+    outs: tuple[Tensor, Tensor],
+) -> None:
+    """Code the means of groups of tokens with compiled loops, if there are some for both halves (:func:`has_loops`).
 
     Args:
-        codec: of the means.
-        source: ``(rows, heads, tokens, head_dim)``.
+        codecs: of the means of keys and values.
+        pair: keys and values, each ``(rows, heads, tokens, head_dim)``.
         count: ``(rows, heads, tokens)`` float32, for how many tokens each stands.
         groups: ``(rows, heads, tokens)`` int64, the group of each.
-        sums: ``(rows, heads, kept)`` float32, the counts of every group.
-        out: ``(rows, heads, kept, bytes)``, is written.
+        sums: ``(rows, heads, kept)`` float32, is written: the counts of every group.
+        outs: keys and values, each ``(rows, heads, kept, bytes)``, are written.
     """
-    merge_in_loops(_form(codec, source.shape[-1]), source, count, groups, sums, out)
+    first, second = (_form(codec, half.shape[-1]) for codec, half in zip(codecs, pair, strict=True))
+    merge_in_loops((first, second), pair, count, groups, sums, outs)
 
 
 def _picked(source: Tensor, index: Tensor) -> Tensor:

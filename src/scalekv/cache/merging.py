@@ -93,22 +93,27 @@ class Merger:
             role=group.role,
             profile=plan.profile,
         )
-        groups = self._groups(view)
-        codecs = group.halves_at(index + 1) if plan.holds_coded(group, index + 1) else (None, None)
-        assert view.count is not None
-        fresh.count[block] = torch.zeros_like(fresh.count[block]).scatter_add_(2, groups, view.count)
-        for source, out, codec in zip((view.key, view.value), (fresh.key, fresh.value), codecs, strict=True):
-            self._average(codec, source, view.count, groups, fresh.count[block], out[block])
+        codecs = group.halves_at(index + 1) if plan.holds_coded(group, index + 1) else None
+        self._average(codecs, view, self._groups(view), fresh.count[block], (fresh.key[block], fresh.value[block]))
 
     def _average(
-        self, codec: VectorCodec | None, source: Tensor, count: Tensor, groups: Tensor, sums: Tensor, out: Tensor
+        self,
+        codecs: tuple[VectorCodec, VectorCodec] | None,
+        view: SelectionView,
+        groups: Tensor,
+        sums: Tensor,
+        outs: tuple[Tensor, Tensor],
     ) -> None:
-        """Write the means of groups, coded if there is a codec."""
-        if codec is not None and has_loops(codec, source):
-            encode_means(codec, source, count, groups, sums, out)
+        """Write the counts of groups, and their means, coded if there are codecs."""
+        pair, count = (view.key, view.value), view.count
+        assert count is not None
+        if codecs is not None and all(map(has_loops, codecs, pair)):
+            encode_means(codecs, pair, count, groups, sums, outs)
             return
-        for part, means in means_by_part(source, count, groups, sums):
-            self._write(codec, means, out[part])
+        sums.zero_().scatter_add_(2, groups, count)
+        for source, out, codec in zip(pair, outs, codecs or (None, None), strict=True):
+            for part, means in means_by_part(source, count, groups, sums):
+                self._write(codec, means, out[part])
 
     def _write(self, codec: VectorCodec | None, means: Tensor, out: Tensor) -> None:
         if codec is None:

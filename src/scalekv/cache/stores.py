@@ -11,6 +11,10 @@ from torch import Tensor
 from scalekv.planning import CacheGeometry, HeadGroup
 
 
+_TOGETHER = 32
+"""Vectors of heads that one call writes on a CPU; many are written quicker head by head."""
+
+
 class HeadIndex:
     """Where some heads are in tensors of the network ``(rows, heads, ...)``, as the cache counts rows and heads.
 
@@ -25,20 +29,27 @@ class HeadIndex:
         self._own = [divmod(head, geometry.network_heads) for head in heads]
         parts, numbers = torch.tensor(self._own, device=device).view(-1, 2).unbind(1)
         self._places = (slice(None), numbers) if self._parts == 1 else (slice(None), parts, numbers)
+        rows = torch.arange(geometry.rows, device=device)[:, None]
+        self._vectors = ((parts * geometry.rows + rows) * geometry.network_heads + numbers).flatten()
 
     def take(self, tensor: Tensor) -> Tensor:
         """A copy of the heads of ``tensor``, ``(rows, their number, ...)``."""
         if tensor.is_cuda:
             return self._view(tensor)[self._places]
-        return torch.stack(self._slices(tensor), dim=1)  # on CPUs several times quicker
+        if tensor.is_contiguous():
+            own = tensor.flatten(0, 1).index_select(0, self._vectors)
+            return own.unflatten(0, (-1, len(self._own)))
+        return torch.stack(self._slices(tensor), dim=1)  # on CPUs several times quicker than by places
 
     def put(self, tensor: Tensor, own: Tensor) -> None:
         """Write what `take` would give."""
         if tensor.is_cuda:
             self._view(tensor)[self._places] = own
-            return
-        for target, head in zip(self._slices(tensor), own.unbind(1), strict=True):
-            target.copy_(head)
+        elif tensor.is_contiguous() and len(self._vectors) <= _TOGETHER:
+            tensor.flatten(0, 1).index_copy_(0, self._vectors, own.flatten(0, 1))
+        else:
+            for target, head in zip(self._slices(tensor), own.unbind(1), strict=True):
+                target.copy_(head)
 
     def _slices(self, tensor: Tensor) -> list[Tensor]:
         """The part of each head."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,13 @@ from torch import Tensor
 from scalekv.kernels.availability import available
 
 _NUMBERS = (torch.float32, torch.bfloat16)
+
+_KINDS = {
+    torch.float32: np.empty(0, np.float32),
+    torch.bfloat16: np.empty(0, np.uint16),
+    torch.uint8: np.empty(0, np.uint8),
+    torch.int64: np.empty(0, np.int64),
+}
 
 SHARE = 2**15
 """Numbers that a thread is worth waking for."""
@@ -46,12 +52,12 @@ class IntegerForm:
         """What the loops want to know, in float32 as PyTorch rounds it, and the signs."""
         root = self.fixed * math.sqrt(len(self.signs))
         numbers = map(np.float32, (self.fixed, root, self.smallest, (1 - self.covered) / 2))
-        return (self.bits, *numbers), _flat(self.signs)
+        return (self.bits, *numbers), self.signs.numpy()
 
     @cached_property
     def decoding(self) -> tuple[Any, ...]:
         """The same for decoding."""
-        return (self.bits, np.float32(math.sqrt(len(self.signs)))), _flat(self.signs)
+        return (self.bits, np.float32(math.sqrt(len(self.signs)))), self.signs.numpy()
 
 
 def runs_on(*numbers: Tensor) -> bool:
@@ -84,7 +90,7 @@ def encode(form: IntegerForm, source: Tensor, out: Tensor) -> None:
     """
     from scalekv.kernels import loops
 
-    rest = (tuple(source.shape[:3]), *form.encoding, *_strided(source), *_strided(out))
+    rest = (tuple(source.shape[:3]), *form.encoding, _memory(source), _memory(out))
     _share(loops.encode, rest, math.prod(source.shape[:3]), source.shape[3])
 
 
@@ -98,28 +104,37 @@ def decode(form: IntegerForm, packed: Tensor, out: Tensor) -> None:
     """
     from scalekv.kernels import loops
 
-    rest = (tuple(out.shape[:3]), *form.decoding, *_strided(packed), *_strided(out))
+    rest = (tuple(out.shape[:3]), *form.decoding, _memory(packed), _memory(out))
     _share(loops.decode, rest, math.prod(out.shape[:3]), out.shape[3])
 
 
-def merge(form: IntegerForm, source: Tensor, count: Tensor, groups: Tensor, sums: Tensor, out: Tensor) -> None:
-    """Code the mean of every group, a token weighing as much as it stands for; members are added in their order.
+def merge(
+    forms: tuple[IntegerForm, IntegerForm],
+    pair: tuple[Tensor, Tensor],
+    count: Tensor,
+    groups: Tensor,
+    sums: Tensor,
+    outs: tuple[Tensor, Tensor],
+) -> None:
+    """Code the means of every group, a token weighing as much as it stands for; members are added in their order.
 
     Args:
-        form: of the codes.
-        source: ``(rows, heads, tokens, head_dim)``, see :func:`runs_on`.
+        forms: of the codes of keys and values.
+        pair: keys and values, each ``(rows, heads, tokens, head_dim)``, see :func:`runs_on`, of one dtype.
         count: ``(rows, heads, tokens)`` float32, for how many tokens each stands.
         groups: ``(rows, heads, tokens)`` int64, the group of each.
-        sums: ``(rows, heads, kept)`` float32, the counts of every group; 0 for an empty one.
-        out: ``(rows, heads, kept, bytes)`` uint8, is written.
+        sums: ``(rows, heads, kept)`` float32, is written: the counts of every group; 0 for an empty one.
+        outs: keys and values, each ``(rows, heads, kept, bytes)`` uint8, are written.
     """
     from scalekv.kernels import loops
 
-    rows, heads, tokens, channels = source.shape
-    kept = sums.shape[2]
-    tensors = [part for tensor in (source, count, groups, sums) for part in _strided(tensor)]
-    rest: tuple[Any, ...] = ((rows, heads, tokens, kept), *form.encoding, *tensors, *_strided(out))
-    _share(loops.merge, rest, rows * heads, tokens * channels)
+    rows, heads, tokens, channels = pair[0].shape
+    halves = tuple(
+        (*form.encoding, _memory(source), _memory(out))
+        for form, source, out in zip(forms, pair, outs, strict=True)
+    )
+    rest = ((rows, heads, tokens, sums.shape[2]), halves, _memory(count), _memory(groups), _memory(sums))
+    _share(loops.merge, rest, rows * heads, 2 * tokens * channels)
 
 
 class Searching:
@@ -134,33 +149,39 @@ class Searching:
 
     def __init__(self, pair: tuple[Tensor, Tensor], groups: Tensor, features: Tensor, near: Tensor) -> None:
         self._rows, self._heads, self._tokens, self._channels = pair[0].shape
-        self._sources = tuple(part for tensor in pair for part in _strided(tensor))
-        self._groups, self._features, self._near = _flat(groups), features.numpy(), near.numpy()
+        self._held = (*pair, groups, features, near)
+        first, second, self._groups, self._features, self._near = map(_memory, self._held)
+        self._pair = first, second
 
-    def centres(self, places: Any, least: float) -> tuple[Tensor, Tensor]:
+    def centres(self, places: Any, least: float) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors at some places as centres: side by side, each half over its root mean square distance from its mean.
+
+        Into groups goes the number of each centre.
 
         Args:
             places: ``(kept,)`` int64, a numpy array.
             least: the least distance that counts as one.
 
         Returns:
-            ``(rows, heads, kept, 2 * channels)`` and the distances, ``(rows, heads, 2)``, both float32.
+            ``(rows, heads, kept, 2 * channels)``, the distances, ``(rows, heads, 2)``, and what :meth:`lengths` gives,
+            all float32.
         """
         from scalekv.kernels import loops
 
-        centres = torch.empty((self._rows, self._heads, len(places), 2 * self._channels))
-        spreads = torch.empty((self._rows, self._heads, 2))
-        rest = (self._shape(places), self._sources, places, np.float32(least), _flat(centres), _flat(spreads))
+        vectors = (self._rows, self._heads)
+        centres = torch.empty((*vectors, len(places), 2 * self._channels))
+        spreads, lengths = torch.empty((*vectors, 2)), torch.empty((*vectors, len(places)))
+        found = (_memory(centres), _memory(spreads), _memory(lengths))
+        rest = (self._shape(places), self._pair, places, np.float32(least), self._tokens, found, self._groups)
         _share(loops.centres, rest, self._rows * self._heads, 2 * self._channels * len(places))
-        return centres, spreads
+        return centres, spreads, lengths
 
     def lengths(self, centres: Tensor) -> Tensor:
         """Half the negative square of the length of every vector ``(rows, heads, kept, 2 * channels)``, contiguous."""
         from scalekv.kernels import loops
 
         out = torch.empty(centres.shape[:3])
-        _share(loops.lengths, (_flat(centres), centres.shape[3], _flat(out)), out.numel(), centres.shape[3])
+        _share(loops.lengths, (_memory(centres), centres.shape[3], _memory(out)), out.numel(), centres.shape[3])
         return out
 
     def gather(self, places: Any, over: Tensor) -> None:
@@ -172,7 +193,7 @@ class Searching:
         """
         from scalekv.kernels import loops
 
-        rest = (self._shape(places), self._sources, places, _flat(over), self._features)
+        rest = (self._shape(places), self._pair, places, _memory(over), self._features)
         _share(loops.gather, rest, self._rows * self._heads * len(places), 2 * self._channels)
 
     def put_largest(self, places: Any, width: int, offset: int) -> None:
@@ -192,36 +213,21 @@ class Searching:
         return self._heads, len(places), self._channels
 
 
-def _strided(tensor: Tensor) -> tuple[Any, tuple[int, ...]]:
-    """The numbers of a tensor in one dimension from its first one on, and its strides but for the last dimension's."""
-    return _flat(tensor), tensor.stride()[:3]
-
-
-def _flat(tensor: Tensor) -> Any:
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:
-        tensor = tensor.view(torch.uint16)
-    if tensor.is_contiguous():
-        return tensor.view(-1).numpy()
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.as_strided((extent,), (1,)).numpy()
+def _memory(tensor: Tensor) -> tuple[int, Any, tuple[int, ...]]:
+    """What a loop needs to know of a tensor, which must live for as long as the loop runs: see `loops.py`."""
+    return tensor.data_ptr(), _KINDS[tensor.dtype], tensor.stride()[:3]
 
 
 def _share(loop: Any, rest: tuple[Any, ...], items: int, numbers: int) -> None:
     """Run a loop over all items, of so many numbers each, on as many threads as PyTorch uses and are worth it."""
     threads = max(1, min(torch.get_num_threads(), items, items * numbers // SHARE))
-    ends = [items * number // threads for number in range(threads + 1)]
-    compilations = len(loop.overloads)
     if threads == 1:
         loop(0, items, *rest)
     else:
+        ends = [items * number // threads for number in range(threads + 1)]
         pool = _pool(torch.get_num_threads())
         for done in [pool.submit(loop, *span, *rest) for span in pairwise(ends)]:
             done.result()
-    if len(loop.overloads) != compilations:
-        # The compiler leaves cycles behind that hold the arrays of the call, and so the memory of a cache.
-        gc.collect()
 
 
 @lru_cache(maxsize=1)

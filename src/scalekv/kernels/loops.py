@@ -1,8 +1,9 @@
-"""The loops themselves, over flat arrays of numpy. Read `launch.py` first: it says what they do, and when.
+"""The loops themselves, over flat arrays. Read `launch.py` first: it says what they do, and when.
 
-A tensor ``(rows, heads, tokens, channels)`` is the flat array of its numbers, from its first one on, and the strides of
-rows, heads and tokens; channels lie side by side. Numbers are float32, or the bits of bfloat16 as uint16. All of them
-are in this file: what numba keeps on disk is made anew when the file changes, not when another one does.
+A tensor ``(rows, heads, tokens, channels)`` is the address of its first number, an empty array of their type, and the
+strides of rows, heads and tokens; channels lie side by side. (Making numpy arrays of tensors took as long as the shorter
+loops.) Numbers are float32, or the bits of bfloat16 as uint16. All of the loops are in this file: what numba keeps on
+disk is made anew when the file changes, not when another one does.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
-from numba import njit, types
-from numba.extending import overload
+from numba import carray, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 _NAN, _INFINITE, _MAGNITUDE = np.uint32(0x7FC00000), np.uint32(0x7F800000), np.uint32(0x7FFFFFFF)
-_HEADER = 4
+_HEADER, _ALL = 4, 2**48
 
 BATCH = 32
 """Vectors that are worked on together: loops over them are long enough to be quick, and all of it fits near a core."""
@@ -37,6 +39,19 @@ def _inner(loop: Loop) -> Loop:
     """Part of others."""
     compiled: Loop = njit(error_model="numpy")(loop)
     return compiled
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(typing: Any, address: Any) -> Any:
+    """The memory at an address."""
+    return types.voidptr(types.intp), lambda context, build, signature, given: build.inttoptr(given[0], cgutils.voidptr_t)
+
+
+@_inner
+def _opened(tensor: Any) -> Any:
+    """All that lies from the first number of a tensor on, as an array, and the strides."""
+    address, kind, strides = tensor
+    return carray(_pointer(address), _ALL, kind.dtype), strides
 
 
 def _typed(general: Callable[..., None]) -> Callable[[Loop], Loop]:
@@ -332,10 +347,9 @@ def _place(row: int, head: int, token: int, strides: Any) -> Any:
 
 
 @_compiled
-def encode(
-    start: int, stop: int, shape: Any, form: Any, turns: Any, source: Any, source_strides: Any, out: Any, strides: Any
-) -> None:
+def encode(start: int, stop: int, shape: Any, form: Any, turns: Any, vectors_in: Any, vectors_out: Any) -> None:
     """Code the vectors from one number to another, counted in the order of rows, heads and tokens."""
+    (source, source_strides), (out, strides) = _opened(vectors_in), _opened(vectors_out)
     channels = len(turns)
     room, targets = _room(channels), np.empty(BATCH, np.int64)
     numbers = room[0]
@@ -349,10 +363,9 @@ def encode(
 
 
 @_compiled
-def decode(
-    start: int, stop: int, shape: Any, form: Any, turns: Any, packed: Any, packed_strides: Any, out: Any, strides: Any
-) -> None:
+def decode(start: int, stop: int, shape: Any, form: Any, turns: Any, vectors_in: Any, vectors_out: Any) -> None:
     """Turn coded vectors back into numbers; what 128 codes of 8 bits add up to fits into 16."""
+    (packed, packed_strides), (out, strides) = _opened(vectors_in), _opened(vectors_out)
     bits, root = form
     channels, coded, size = len(turns), len(turns) * bits // 8, BATCH * len(turns)
     lying, codes, spare = np.zeros(size, np.uint8), np.empty(size, np.int16), np.empty(size, np.int16)
@@ -376,44 +389,37 @@ def decode(
 
 
 @_compiled
-def merge(
-    start: int,
-    stop: int,
-    shape: Any,
-    form: Any,
-    turns: Any,
-    source: Any,
-    source_strides: Any,
-    count: Any,
-    count_strides: Any,
-    groups: Any,
-    groups_strides: Any,
-    sums: Any,
-    sums_strides: Any,
-    out: Any,
-    strides: Any,
-) -> None:
-    """Code the means of the groups of the heads from one number to another."""
-    channels, (_, heads, tokens, kept) = len(turns), shape
+def merge(start: int, stop: int, shape: Any, halves: Any, counts: Any, members: Any, totals: Any) -> None:
+    """Add up the groups of the heads from one number to another, and code the means of both halves."""
+    (count, count_strides), (groups, groups_strides) = _opened(counts), _opened(members)
+    sums, sums_strides = _opened(totals)
+    channels, (_, heads, tokens, kept) = len(halves[0][1]), shape
     means = np.empty(-(-kept // BATCH) * BATCH * channels, np.float32)
     room, targets, numbers = _room(channels), np.empty(BATCH, np.int64), np.empty(channels, np.float32)
     for vector in range(start, stop):
         row, head = vector // heads, vector % heads
-        means[:] = 0
-        for token in range(tokens):
-            weight = count[_place(row, head, token, count_strides)]
-            mean = np.uint64(groups[_place(row, head, token, groups_strides)] * channels)
-            _widen(source, _place(row, head, token, source_strides), numbers, np.uint64(0), np.uint64(channels))
-            for channel in range(np.uint64(channels)):
-                means[mean + channel] += numbers[channel] * weight
         for group in range(kept):
-            total = max(sums[_place(row, head, group, sums_strides)], np.float32(1))
-            _divide(means, np.uint64(group * channels), np.uint64(channels), total)
-        for batch in range(0, kept, BATCH):
-            vectors = min(BATCH, kept - batch)
-            for place in range(vectors):
-                targets[place] = row * strides[0] + head * strides[1] + (batch + place) * strides[2]
-            _encode(form, turns, means[batch * channels : (batch + BATCH) * channels], vectors, room, out, targets)
+            sums[_place(row, head, group, sums_strides)] = 0
+        for token in range(tokens):
+            group = groups[_place(row, head, token, groups_strides)]
+            sums[_place(row, head, group, sums_strides)] += count[_place(row, head, token, count_strides)]
+        for form, turns, vectors_in, vectors_out in halves:
+            (source, source_strides), (out, strides) = _opened(vectors_in), _opened(vectors_out)
+            means[:] = 0
+            for token in range(tokens):
+                weight = count[_place(row, head, token, count_strides)]
+                mean = np.uint64(groups[_place(row, head, token, groups_strides)] * channels)
+                _widen(source, _place(row, head, token, source_strides), numbers, np.uint64(0), np.uint64(channels))
+                for channel in range(np.uint64(channels)):
+                    means[mean + channel] += numbers[channel] * weight
+            for group in range(kept):
+                total = max(sums[_place(row, head, group, sums_strides)], np.float32(1))
+                _divide(means, np.uint64(group * channels), np.uint64(channels), total)
+            for batch in range(0, kept, BATCH):
+                vectors = min(BATCH, kept - batch)
+                for place in range(vectors):
+                    targets[place] = row * strides[0] + head * strides[1] + (batch + place) * strides[2]
+                _encode(form, turns, means[batch * channels : (batch + BATCH) * channels], vectors, room, out, targets)
 
 
 @_inner
@@ -447,10 +453,22 @@ def _divide(numbers: Any, first: Any, count: Any, divisor: Any) -> None:
         numbers[first + place] /= divisor
 
 
+@_inner
+def _length(centre: Any, squares: Any) -> Any:
+    """Half the negative square of the length of a vector; ``squares`` has room for as many numbers."""
+    for channel in range(len(centre)):
+        squares[channel] = centre[channel] * centre[channel]
+    return _sum(squares) * np.float32(-0.5)
+
+
 @_compiled
-def centres(start: int, stop: int, shape: Any, pair: Any, places: Any, least: Any, out: Any, spreads: Any) -> None:
-    """Centres and spreads of the heads from one number to another."""
-    (heads, kept, channels), (first, first_strides, second, second_strides) = shape, pair
+def centres(
+    start: int, stop: int, shape: Any, pair: Any, places: Any, least: Any, tokens: int, found: Any, members: Any
+) -> None:
+    """Centres, spreads and lengths of the heads from one number to another, and the groups of the centres."""
+    (first, first_strides), (second, second_strides) = _opened(pair[0]), _opened(pair[1])
+    (out, _), (spreads, _), (lengths, _) = _opened(found[0]), _opened(found[1]), _opened(found[2])
+    (heads, kept, channels), (groups, _) = shape, _opened(members)
     both, size, width = 2 * channels, kept * 2 * channels, np.uint64(channels)
     sums, squares = np.empty(size, np.float32), np.empty(size, np.float32)
     for vector in range(start, stop):
@@ -472,23 +490,24 @@ def centres(start: int, stop: int, shape: Any, pair: Any, places: Any, least: An
         for number in range(kept):
             for half in range(2):
                 _divide(centres, np.uint64(number * both + half * channels), width, spreads[2 * vector + half])
+            lengths[vector * kept + number] = _length(centres[number * both : (number + 1) * both], squares[:both])
+            groups[vector * tokens + places[number]] = number
 
 
 @_compiled
-def lengths(start: int, stop: int, centres: Any, channels: int, out: Any) -> None:
+def lengths(start: int, stop: int, vectors_in: Any, channels: int, numbers_out: Any) -> None:
     """Half the negative square of the length of the vectors from one number to another."""
+    (centres, _), (out, _) = _opened(vectors_in), _opened(numbers_out)
     squares = np.empty(channels, np.float32)
     for vector in range(start, stop):
-        centre = centres[vector * channels : (vector + 1) * channels]
-        for channel in range(channels):
-            squares[channel] = centre[channel] * centre[channel]
-        out[vector] = _sum(squares) * np.float32(-0.5)
+        out[vector] = _length(centres[vector * channels : (vector + 1) * channels], squares)
 
 
 @_compiled
-def gather(start: int, stop: int, shape: Any, pair: Any, places: Any, over: Any, out: Any) -> None:
+def gather(start: int, stop: int, shape: Any, pair: Any, places: Any, spreads: Any, vectors_out: Any) -> None:
     """Copy the vectors of two tensors at some places side by side, in float32, each over the number of its head."""
-    (heads, kept, channels), (first, first_strides, second, second_strides) = shape, pair
+    (first, first_strides), (second, second_strides) = _opened(pair[0]), _opened(pair[1])
+    (heads, kept, channels), (over, _), (out, _) = shape, _opened(spreads), _opened(vectors_out)
     width = np.uint64(channels)
     for vector in range(start, stop):
         above, place, target = vector // kept, places[vector % kept], np.uint64(2 * vector * channels)
@@ -500,11 +519,14 @@ def gather(start: int, stop: int, shape: Any, pair: Any, places: Any, over: Any,
 
 
 @_compiled
-def largest(start: int, stop: int, near: Any, width: int, places: Any, offset: int, out: Any, tokens: int) -> None:
+def largest(
+    start: int, stop: int, products: Any, width: int, places: Any, offset: int, members: Any, tokens: int
+) -> None:
     """The place of the largest of each row of numbers, the first of equal ones.
 
     As whole numbers in the order of the float32 numbers, whose largest a processor finds several at a time.
     """
+    (near, _), (out, _) = _opened(products), _opened(members)
     for row in range(start, stop):
         numbers = near[row * width : (row + 1) * width]
         most = np.int32(-(2**31))

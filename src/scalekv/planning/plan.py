@@ -64,8 +64,15 @@ class HeadGroup:
 
     def codec_at(self, segment: int) -> Codec | None:
         """How history for ``segment`` is held; ``None`` for the compute dtype."""
-        stages = () if self.codec is None else (*self.finer, (self.coded_from, self.codec))
-        return next((codec for start, codec in reversed(stages) if segment >= start), None)
+        for start, codec in self._stages:
+            if segment >= start:
+                return codec
+        return None
+
+    @cached_property
+    def _stages(self) -> tuple[tuple[int, Codec], ...]:
+        """First segments and codecs, the last one first."""
+        return () if self.codec is None else ((self.coded_from, self.codec), *reversed(self.finer))
 
     def halves_at(self, segment: int) -> tuple[VectorCodec, VectorCodec]:
         """The codecs of keys and values of history for ``segment``, which is coded."""

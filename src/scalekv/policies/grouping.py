@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from scalekv.planning import Schedule, Segment
 
 _LEAST = 1e-12
+
+LAYOUTS = 64
+"""Layouts of searches that are kept for the process: every layer, picture and part of a batch asks for the same few."""
 
 
 def nearest_groups(
@@ -48,20 +52,19 @@ def nearest_groups(
     """
     import torch
 
-    rows, heads, tokens, _ = key.shape
+    tokens = key.shape[2]
     levels = None if heights is None else heights.numpy()
-    seeds, others = _seeds(tokens, kept, levels)
-    groups = torch.empty((rows, heads, tokens), dtype=torch.int64, device=key.device)
-    groups[:, :, torch.from_numpy(seeds).to(key.device)] = torch.arange(kept, device=key.device)
+    seeds, blocks = _layout(tokens, kept, None if levels is None else levels.tobytes(), reach)
+    groups = torch.empty(key.shape[:3], dtype=torch.int64, device=key.device)
     search = search_for(key, value, groups, kept)
-    centres, spreads = search.centres(seeds)
-    search.join(centres, spreads, _blocks(others, seeds, levels, reach))
+    centres, spreads, lengths = search.centres(seeds)
+    search.join(centres, spreads, lengths, blocks)
     for _ in range(rounds):
         sums = torch.zeros(centres.shape[:3], device=key.device).scatter_add_(2, groups, count)
         parts = zip((key, value), spreads.unbind(-1), strict=True)
         means = [group_means(one, count, groups, sums) / spread[:, :, None, None] for one, spread in parts]
         centres = torch.where(sums[..., None] > 0, torch.cat(means, -1), centres)
-        search.join(centres, spreads, _blocks(np.arange(tokens), seeds, levels, reach))
+        search.join(centres, spreads, search.lengths(centres), _blocks(np.arange(tokens), seeds, levels, reach))
     return groups
 
 
@@ -82,24 +85,48 @@ def candidate_heights(schedule: Schedule, segment: Segment, history: int) -> Ten
     """
     import torch
 
-    def rows(one: Segment) -> np.ndarray:
-        middles = _middles(one.height)
-        return np.tile(middles.repeat(one.width), one.frames)
+    return torch.from_numpy(_heights(schedule, segment, history).copy())
 
+
+@lru_cache(maxsize=LAYOUTS)
+def _heights(schedule: Schedule, segment: Segment, history: int) -> np.ndarray:
+    """See :func:`candidate_heights`."""
     earlier = schedule.segments[: segment.index]
     if history == schedule.start(segment.index):
-        before = [rows(one) for one in earlier]
+        before = [_rows(one) for one in earlier]
     else:
         before = [_middles(history)]
-    heights = np.concatenate([*before, rows(segment)])
+    heights = np.concatenate([*before, _rows(segment)])
     heights[0] = 0.0
-    return torch.from_numpy(heights)
+    return heights
+
+
+def _rows(segment: Segment) -> np.ndarray:
+    """The heights of the tokens of a segment."""
+    return np.tile(_middles(segment.height).repeat(segment.width), segment.frames)
 
 
 def _middles(parts: int) -> np.ndarray:
     """The middles of equal parts of what goes from 0 to 1."""
     middles: np.ndarray = (np.arange(parts, dtype=np.float32) + np.float32(0.5)) / np.float32(max(1, parts))
     return middles
+
+
+@lru_cache(maxsize=LAYOUTS)
+def _layout(
+    tokens: int, kept: int, heights: bytes | None, reach: int
+) -> tuple[np.ndarray, list[tuple[np.ndarray, slice]]]:
+    """The seeds of a search, and the blocks of all other tokens with the groups that each looks at.
+
+    Args:
+        tokens: how many there are.
+        kept: number of groups.
+        heights: bytes of ``(tokens,)`` float32; ``None`` for none.
+        reach: see :func:`nearest_groups`.
+    """
+    levels = None if heights is None else np.frombuffer(heights, dtype=np.float32)
+    seeds, others = _seeds(tokens, kept, levels)
+    return seeds, _blocks(others, seeds, levels, reach)
 
 
 def _seeds(tokens: int, kept: int, heights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -183,35 +210,42 @@ class Search:
         self._features = torch.empty(block * 2 * channels, device=key.device)
         self._near = torch.empty(block * kept, device=key.device)
 
-    def centres(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
+    def centres(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens as centres: key and value side by side, each over its spread, which is the same for all of a head.
+
+        Each becomes the first of its group, which is written.
 
         Args:
             places: ``(kept,)`` int64, which tokens.
 
         Returns:
-            ``(rows, heads, kept, 2 * head_dim)`` and the spreads of keys and values, ``(rows, heads, 2)``, float32.
+            ``(rows, heads, kept, 2 * head_dim)``, the spreads of keys and values, ``(rows, heads, 2)``, and what
+            :meth:`lengths` gives, all float32.
         """
         import torch
 
         index = self._index(places)
+        self._groups[:, :, index] = torch.arange(len(places), device=index.device)
         centres = torch.cat([half.index_select(2, index).float() for half in (self._key, self._value)], -1)
         spreads = _spreads(centres)
         for half, spread in zip(centres.chunk(2, -1), spreads.unbind(-1), strict=True):
             half.div_(spread[:, :, None, None])
-        return centres, spreads
+        return centres, spreads, self.lengths(centres)
 
-    def join(self, centres: Tensor, spreads: Tensor, blocks: Sequence[tuple[np.ndarray, slice]]) -> None:
+    def join(
+        self, centres: Tensor, spreads: Tensor, lengths: Tensor, blocks: Sequence[tuple[np.ndarray, slice]]
+    ) -> None:
         """Write the groups of the tokens of all blocks: the nearest centre among those of a token's window.
 
         Args:
             centres: ``(rows, heads, kept, 2 * head_dim)`` float32.
             spreads: ``(rows, heads, 2)`` float32, what keys and values are divided by.
+            lengths: what :meth:`lengths` gives.
             blocks: places of at most ``SEARCH_BLOCK`` tokens each, and the centres that they look at.
         """
         import torch
 
-        lengths, centres = self.lengths(centres).flatten(0, 1)[:, None], centres.flatten(0, 1)
+        lengths, centres = lengths.flatten(0, 1)[:, None], centres.flatten(0, 1)
         vectors, _, channels = centres.shape
         for places, window in blocks:
             width = window.stop - window.start
@@ -262,7 +296,7 @@ class SearchInLoops(Search):
         super().__init__(key, value, groups, kept)
         self._loops = Searching((key, value), groups, self._features, self._near)
 
-    def centres(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
+    def centres(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Search.centres`."""
         return self._loops.centres(places, _LEAST)
 
