@@ -255,9 +255,9 @@ class KVCache:
         if not plan.reads_coded(group, index):
             self._keeper.assemble(store, segment, key, value, marked=False)
         self._keeper.count_arrivals(store, segment)
-        fresh, output = self._merger.room(store, segment) if merges else None, torch.empty_like(query)
+        fresh, outputs = self._merger.room(store, segment) if merges else None, []
         for candidates in self._candidates(store, segment, key, value):
-            output[candidates.rows] = self._read_counted(store, segment, query[candidates.rows], candidates)
+            outputs.append(self._read_counted(store, segment, query[candidates.rows], candidates))
             if fresh is not None:
                 self._merger.merge(layer, segment, store, candidates, fresh)
             del candidates
@@ -268,7 +268,7 @@ class KVCache:
             self._keeper.drop(store)
         elif plan.codes(group, index):
             self._keeper.carry(store, segment, key, value, {})
-        return output
+        return _joined(outputs)
 
     def _read_counted(self, store: Store, segment: Segment, query: Tensor, candidates: Candidates) -> Tensor:
         """Attention in which a token weighs as much as all that it stands for."""
@@ -408,3 +408,8 @@ class KVCache:
             segment_bytes=tuple(self._segment_bytes),
             seconds=seconds,
         )
+
+
+def _joined(rows: list[Tensor]) -> Tensor:
+    """Some rows after the others."""
+    return rows[0] if len(rows) == 1 else torch.cat(rows)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from scalekv.planning import CacheGeometry, HeadGroup
 
-
 _TOGETHER = 32
 """Vectors of heads that one call writes on a CPU; many are written quicker head by head."""
 
@@ -37,8 +36,8 @@ class HeadIndex:
         if tensor.is_cuda:
             return self._view(tensor)[self._places]
         if tensor.is_contiguous():
-            own = tensor.flatten(0, 1).index_select(0, self._vectors)
-            return own.unflatten(0, (-1, len(self._own)))
+            own = tensor.view(-1, *tensor.shape[2:]).index_select(0, self._vectors)
+            return own.view(-1, len(self._own), *tensor.shape[2:])
         return torch.stack(self._slices(tensor), dim=1)  # on CPUs several times quicker than by places
 
     def put(self, tensor: Tensor, own: Tensor) -> None:
@@ -46,7 +45,7 @@ class HeadIndex:
         if tensor.is_cuda:
             self._view(tensor)[self._places] = own
         elif tensor.is_contiguous() and len(self._vectors) <= _TOGETHER:
-            tensor.flatten(0, 1).index_copy_(0, self._vectors, own.flatten(0, 1))
+            tensor.view(-1, *tensor.shape[2:]).index_copy_(0, self._vectors, own.flatten(0, 1))
         else:
             for target, head in zip(self._slices(tensor), own.unbind(1), strict=True):
                 target.copy_(head)

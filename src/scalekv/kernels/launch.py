@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -130,8 +131,7 @@ def merge(
 
     rows, heads, tokens, channels = pair[0].shape
     halves = tuple(
-        (*form.encoding, _memory(source), _memory(out))
-        for form, source, out in zip(forms, pair, outs, strict=True)
+        (*form.encoding, _memory(source), _memory(out)) for form, source, out in zip(forms, pair, outs, strict=True)
     )
     rest = ((rows, heads, tokens, sums.shape[2]), halves, _memory(count), _memory(groups), _memory(sums))
     _share(loops.merge, rest, rows * heads, 2 * tokens * channels)
@@ -221,6 +221,7 @@ def _memory(tensor: Tensor) -> tuple[int, Any, tuple[int, ...]]:
 def _share(loop: Any, rest: tuple[Any, ...], items: int, numbers: int) -> None:
     """Run a loop over all items, of so many numbers each, on as many threads as PyTorch uses and are worth it."""
     threads = max(1, min(torch.get_num_threads(), items, items * numbers // SHARE))
+    compilations = len(loop.overloads)
     if threads == 1:
         loop(0, items, *rest)
     else:
@@ -228,6 +229,9 @@ def _share(loop: Any, rest: tuple[Any, ...], items: int, numbers: int) -> None:
         pool = _pool(torch.get_num_threads())
         for done in [pool.submit(loop, *span, *rest) for span in pairwise(ends)]:
             done.result()
+    if len(loop.overloads) != compilations:
+        # The compiler leaves cycles behind that hold the tensors of the callers, and so the memory of a cache.
+        gc.collect()
 
 
 @lru_cache(maxsize=1)

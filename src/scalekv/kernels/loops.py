@@ -1,9 +1,9 @@
 """The loops themselves, over flat arrays. Read `launch.py` first: it says what they do, and when.
 
 A tensor ``(rows, heads, tokens, channels)`` is the address of its first number, an empty array of their type, and the
-strides of rows, heads and tokens; channels lie side by side. (Making numpy arrays of tensors took as long as the shorter
-loops.) Numbers are float32, or the bits of bfloat16 as uint16. All of the loops are in this file: what numba keeps on
-disk is made anew when the file changes, not when another one does.
+strides of rows, heads and tokens; channels lie side by side. (To make numpy arrays of tensors took as long as the
+shorter loops take.) Numbers are float32, or the bits of bfloat16 as uint16. All of the loops are in this file: what
+numba keeps on disk is made anew when the file changes, not when another one does.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def _inner(loop: Loop) -> Loop:
 @intrinsic  # type: ignore[untyped-decorator]
 def _pointer(typing: Any, address: Any) -> Any:
     """The memory at an address."""
-    return types.voidptr(types.intp), lambda context, build, signature, given: build.inttoptr(given[0], cgutils.voidptr_t)
+    return types.voidptr(types.intp), lambda context, build, signature, given: build.inttoptr(
+        given[0], cgutils.voidptr_t
+    )
 
 
 @_inner
@@ -251,9 +253,15 @@ def _encode(form: Any, turns: Any, numbers: Any, vectors: int, room: Any, out: A
     bits, fixed, fixed_root, smallest, margin_share = form
     _, whole, spare, codes, packed, least, most, units, lows, factors = room
     channels, coded = len(turns), len(turns) * bits // 8
+    _peaks(numbers, np.uint64(vectors), np.uint64(channels), least)
     for vector in range(vectors):
-        part = slice(vector * channels, (vector + 1) * channels)
-        units[vector] = _whole(numbers[part], turns, fixed, smallest, whole[part]) / fixed_root
+        largest = _float32(least[vector])
+        if largest < smallest:
+            largest = np.float32(0)
+        finite = least[vector] < np.int32(_INFINITE)
+        units[vector] = largest / fixed_root if finite else _float32(_NAN)
+        factors[vector] = _over(fixed, largest) if finite else np.float32(0)
+    _scale(numbers, np.uint64(vectors), turns, factors, whole)
     mixed = _mix(whole, spare, channels, False)
     _ranges(mixed, least, most)
     levels = np.float32((1 << bits) - 1)
@@ -279,21 +287,23 @@ def _encode(form: Any, turns: Any, numbers: Any, vectors: int, room: Any, out: A
 
 
 @_inner
-def _whole(numbers: Any, turns: Any, fixed: Any, smallest: Any, out: Any) -> Any:
-    """A vector as whole numbers up to ``fixed``, with signs; and the largest magnitude of its numbers."""
-    magnitudes, peak = numbers.view(np.uint32), np.uint32(0)
-    for channel in range(len(numbers)):
-        peak = max(peak, np.uint32(magnitudes[channel] & _MAGNITUDE))
-    if peak >= _INFINITE:
-        out[:] = 0
-        return _float32(_NAN)
-    largest = _float32(peak)
-    if largest < smallest:
-        largest = np.float32(0)
-    factor = _over(fixed, largest)
-    for channel in range(len(numbers)):
-        out[channel] = np.int32(np.rint(numbers[channel] * factor) * turns[channel])
-    return largest
+def _peaks(numbers: Any, vectors: Any, channels: Any, peaks: Any) -> None:
+    """The bits of the largest magnitude of every vector."""
+    for vector in range(vectors):
+        first, peak = vector * channels, np.int32(0)
+        for channel in range(channels):
+            peak = max(peak, np.int32(_bits(numbers[first + channel]) & _MAGNITUDE))
+        peaks[vector] = peak
+
+
+@_inner
+def _scale(numbers: Any, vectors: Any, turns: Any, factors: Any, out: Any) -> None:
+    """Vectors as whole numbers, with signs."""
+    channels = np.uint64(len(turns))
+    for vector in range(vectors):
+        first, factor = vector * channels, factors[vector]
+        for channel in range(channels):
+            out[first + channel] = np.int32(np.rint(numbers[first + channel] * factor) * turns[channel])
 
 
 @_inner
@@ -423,16 +433,16 @@ def merge(start: int, stop: int, shape: Any, halves: Any, counts: Any, members: 
 
 
 @_inner
-def _sum(numbers: Any) -> Any:
+def _sum(numbers: Any, first: Any, count: Any) -> Any:
     """The sum of numbers, which are lost: the last half is added to the first until one is left."""
-    left = len(numbers)
-    while left > 1:
-        half = left // 2
-        low, high = numbers[:half], numbers[left - half : left]
+    left = count
+    while left > np.uint64(1):
+        half = left >> np.uint64(1)
+        high = first + left - half
         for place in range(half):
-            low[place] += high[place]
+            numbers[first + place] += numbers[high + place]
         left -= half
-    return numbers[0]
+    return numbers[first]
 
 
 @_inner
@@ -454,11 +464,11 @@ def _divide(numbers: Any, first: Any, count: Any, divisor: Any) -> None:
 
 
 @_inner
-def _length(centre: Any, squares: Any) -> Any:
-    """Half the negative square of the length of a vector; ``squares`` has room for as many numbers."""
-    for channel in range(len(centre)):
-        squares[channel] = centre[channel] * centre[channel]
-    return _sum(squares) * np.float32(-0.5)
+def _length(centres: Any, first: Any, channels: Any, squares: Any) -> Any:
+    """Half the negative square of the length of the vector from ``first`` on; ``squares`` has room for its numbers."""
+    for channel in range(channels):
+        squares[channel] = centres[first + channel] * centres[first + channel]
+    return _sum(squares, np.uint64(0), channels) * np.float32(-0.5)
 
 
 @_compiled
@@ -485,12 +495,12 @@ def centres(
             mean = sums[channel] / np.float32(kept)
             squares[channel] = squares[channel] / np.float32(kept) - mean * mean
         for half in range(2):
-            square = max(_sum(squares[half * channels : (half + 1) * channels]), np.float32(0))
+            square = max(_sum(squares, np.uint64(half * channels), width), np.float32(0))
             spreads[2 * vector + half] = max(np.sqrt(square), least)
         for number in range(kept):
             for half in range(2):
                 _divide(centres, np.uint64(number * both + half * channels), width, spreads[2 * vector + half])
-            lengths[vector * kept + number] = _length(centres[number * both : (number + 1) * both], squares[:both])
+            lengths[vector * kept + number] = _length(centres, np.uint64(number * both), np.uint64(both), squares)
             groups[vector * tokens + places[number]] = number
 
 
@@ -500,7 +510,7 @@ def lengths(start: int, stop: int, vectors_in: Any, channels: int, numbers_out: 
     (centres, _), (out, _) = _opened(vectors_in), _opened(numbers_out)
     squares = np.empty(channels, np.float32)
     for vector in range(start, stop):
-        out[vector] = _length(centres[vector * channels : (vector + 1) * channels], squares)
+        out[vector] = _length(centres, np.uint64(vector * channels), np.uint64(channels), squares)
 
 
 @_compiled
