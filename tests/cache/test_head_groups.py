@@ -18,6 +18,7 @@ from methods import PerHead
 from live_bytes import LiveBytes
 from scalekv.cache import KVCache, kv_cache
 from scalekv.cache.attention import attention
+from scalekv.cache.stores import HeadIndex
 from scalekv.errors import BudgetError
 from scalekv.planning import CacheGeometry, Profile, Schedule
 from scalekv.policies import AMSKV, AdaKV, Hack, HackPP, HeatKV, Policy, SelectionView
@@ -37,6 +38,25 @@ GROUPED = [
     HeatKV("40%"),
     HeatKV("40%", allocation="density", sink_scales=2),
 ]
+
+
+@pytest.mark.parametrize("batch", [1, 40])
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_heads_are_found_wherever_they_are(batch, parts, contiguous):
+    geometry = CacheGeometry(1, 3 * parts, 4, SCHEDULE, batch=batch, guidance=1, element_bytes=2, parts=parts)
+    heads = [0, 2, 3 * parts - 2]
+    drawn = torch.randn(parts * batch, 5, 3, 4).bfloat16().transpose(1, 2)
+    tensor = drawn.contiguous() if contiguous else drawn
+    index, written = HeadIndex(heads, geometry, torch.device("cpu")), torch.zeros_like(tensor)
+    own = index.take(tensor)
+    index.put(written, own)
+    for place, head in enumerate(heads):
+        rows = slice(head // 3 * batch, (head // 3 + 1) * batch)
+        assert torch.equal(own[:, place], tensor[rows, head % 3])
+        assert torch.equal(written[rows, head % 3], tensor[rows, head % 3])
+        written[rows, head % 3] = 0
+    assert not written.any()
 
 
 @pytest.mark.parametrize("policy", [*GROUPED, AMSKV("30%")], ids=str)

@@ -171,6 +171,14 @@ def test_heights_of_whole_and_of_merged_history():
     assert merged == [0.0, 0.375, 0.625, 0.875, *whole[7:]]
 
 
+def test_heights_belong_to_the_caller():
+    schedule = Schedule.from_shapes([(1, 1), (2, 3), (4, 2)])
+    whole = candidate_heights(schedule, schedule[2], 7)
+    kept = whole.clone()
+    whole.zero_()
+    assert torch.equal(candidate_heights(schedule, schedule[2], 7), kept)
+
+
 @given(st.integers(1, 12), st.integers(1, 40))
 def test_the_first_token_is_the_first_group_for_ever(history, kept):
     schedule = Schedule.from_sides([1, 2, 3, 4, 5])
