@@ -72,12 +72,9 @@ class Keeper:
         store.count = self._grow(store.count, one.expand(rows, heads, segment.tokens))
 
     def _grow(self, old: Tensor | None, new: Tensor) -> Tensor:
-        held = 0 if old is None else old.shape[2]
-        shape = (*new.shape[:2], held + new.shape[2], *new.shape[3:])
-        grown = self.ledger.take(torch.empty(shape, dtype=new.dtype, device=self.device))
-        if old is not None:
-            grown[:, :, :held] = old
-        grown[:, :, held:] = new
+        if old is None:
+            return self.ledger.take(new.clone(memory_format=torch.contiguous_format))
+        grown = self.ledger.take(torch.cat((old, new), dim=2))
         self.ledger.give(old)
         return grown
 

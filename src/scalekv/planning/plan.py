@@ -62,6 +62,14 @@ class HeadGroup:
     coded_from: int = 1
     finer: tuple[tuple[int, Codec], ...] = ()
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Of what tells groups apart: plans look their groups up many times."""
+        return hash((self.heads, self.capacity))
+
     def codec_at(self, segment: int) -> Codec | None:
         """How history for ``segment`` is held; ``None`` for the compute dtype."""
         for start, codec in self._stages:
