@@ -171,6 +171,13 @@ def test_heights_of_whole_and_of_merged_history():
     assert merged == [0.0, 0.375, 0.625, 0.875, *whole[7:]]
 
 
+def test_heights_may_be_of_any_type():
+    key, value, count = drawn(3, 1, 2, 90)
+    heights = torch.linspace(0, 1, 90)
+    found = nearest_groups(key, value, count, 20, heights=heights.double())
+    assert torch.equal(found, nearest_groups(key, value, count, 20, heights=heights))
+
+
 def test_heights_belong_to_the_caller():
     schedule = Schedule.from_shapes([(1, 1), (2, 3), (4, 2)])
     whole = candidate_heights(schedule, schedule[2], 7)

@@ -53,7 +53,7 @@ def nearest_groups(
     import torch
 
     tokens = key.shape[2]
-    levels = None if heights is None else heights.numpy()
+    levels = None if heights is None else heights.float().numpy()
     seeds, blocks = _layout(tokens, kept, None if levels is None else levels.tobytes(), reach)
     groups = torch.empty(key.shape[:3], dtype=torch.int64, device=key.device)
     search = search_for(key, value, groups, kept)
